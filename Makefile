@@ -1,0 +1,32 @@
+# Two commands to know: `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: install demo test check lint clean
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (once)"
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install  ## FDKT on the built-in world
+	$(BIN)/fedduet strategy=fdkt
+
+test: install  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint test  ## lint and test
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache

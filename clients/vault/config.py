@@ -1,0 +1,92 @@
+"""What a site is set up with: its data, models, budget and policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from clients.vault.policy import Policy
+from conf.check import Section, check
+from lm.classify import SLMConfig
+from lm.dpsgd import DPConfig
+from tasks.config import TaskConfig
+
+
+class GeneratorConfig(DPConfig):
+    """The DP generator: its public start, how it is trained (see DPConfig) and sampled (METHODS, FDKT step 2)."""
+
+    path: str = pydantic.Field(min_length=1)
+    temperature: float = pydantic.Field(1.0, gt=0)
+    top_k: int = pydantic.Field(50, ge=0)
+    top_p: float = pydantic.Field(0.9, gt=0, le=1)
+    max_new_tokens: int = pydantic.Field(96, ge=1)
+    minimum_tokens: int = pydantic.Field(5, ge=1)  # shorter samples are dropped [O]
+    attempts: int = pydantic.Field(4, ge=1)  # times the missing number is sampled again before fewer are released [O]
+    sample_batch: int = pydantic.Field(64, ge=1)
+
+
+class PrivacyConfig(Section):
+    """What a run asks for (`epsilon`, `delta`) and, for simulated sites, the policy they answer with.
+
+    `counterfactual_baselines`: simulated sites take part in FedAvg although its weights carry no guarantee; what that would have released
+    is written to a ledger of its own, since nothing left a real site.
+    """
+
+    epsilon: float
+    delta: float | None = None
+    policy: Policy = Policy()
+    seeded_noise: bool = False
+    counterfactual_baselines: bool = True
+
+    @pydantic.field_validator("epsilon")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not value > 0:
+            raise ValueError(f"found {value}; allowed: above 0 (inf needs policy.allow_unprotected)")
+        return value
+
+    @pydantic.field_validator("delta")
+    @classmethod
+    def _probability(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"found {value}; allowed: above 0, below 1, or null for the site's own")
+        return value
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """One site. `folder` holds its ledger, releases and models; `pooled` marks the simulation's upper bound with everybody's records."""
+
+    client: str
+    folder: Path
+    task: TaskConfig
+    slm: SLMConfig
+    generator: GeneratorConfig
+    policy: Policy
+    seed: int
+    seeded_noise: bool = False
+    counterfactual_baselines: bool = False
+    pooled: bool = False
+
+
+def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:
+    """The sections of a run's configuration that concern sites. Raises ConfigError.
+
+    A simulated site's limits follow what the run asks for unless the policy sets them: its epsilon per run and in total are then
+    `privacy.epsilon`.
+    """
+    privacy = dict(config["privacy"])
+    policy = dict(privacy.get("policy") or {})
+    check(PrivacyConfig, privacy | {"policy": {}}, "privacy")
+    asked = float(privacy["epsilon"])
+    if not math.isinf(asked) or policy.get("allow_unprotected"):
+        policy.setdefault("epsilon_total", max(asked, float(policy.get("epsilon_per_run", asked))))
+        policy.setdefault("epsilon_per_run", min(asked, float(policy["epsilon_total"])))
+    policy = check(Policy, policy, "privacy.policy")
+    checked = check(PrivacyConfig, privacy | {"policy": policy}, "privacy")
+    return check(SLMConfig, config["slm"], "slm"), check(GeneratorConfig, config["generator"], "generator"), checked

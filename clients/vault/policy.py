@@ -1,0 +1,185 @@
+"""The site's policy: what a server may ask of this vault at all.
+
+It is the site's file, read by code the site installed. Checks are plain functions that return nothing or raise
+PolicyError with a reason for the person at the other end; no reason tells anything about private records but their
+number, which receipts state anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pydantic
+
+from conf.check import Section
+from wire.messages import Evaluate, Learn, Synthesize
+
+Method = Literal["synthesize", "score", "learn", "evaluate", "answer"]
+
+
+class PolicyError(Exception):
+    """A request that the site's policy does not grant."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Policy(Section):
+    """The `policy` section of a site. All defaults are our choice [O] and on the careful side."""
+
+    strategies: tuple[str, ...] | None = None  # null: any
+    methods: tuple[Method, ...] = ("synthesize", "score", "learn", "evaluate", "answer")
+    epsilon_per_run: float = 8.0
+    epsilon_total: float = 8.0  # over everything the site ever releases
+    delta: float | None = None  # null: min(1e-5, 1 / (10 n)) for n records
+    allow_large_delta: bool = False  # accept delta >= 1 / n, which permits giving away a whole record
+    minimum_records: int = 100  # a site with fewer takes no part
+    maximum_texts_per_release: int = 1000
+    share_metrics: bool = True  # test counts: small, but not covered by epsilon
+    share_weights: bool = False
+    share_scores: bool = False
+    share_questions: Literal["never", "gateway_only"] = "never"
+    allow_unprotected: bool = False  # releases without any guarantee
+
+    @pydantic.field_validator("epsilon_per_run", "epsilon_total")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not value > 0:
+            raise ValueError(f"found {value}; allowed: above 0 (an epsilon of 0 releases nothing: take the method off `methods` instead)")
+        return value
+
+    @pydantic.field_validator("delta")
+    @classmethod
+    def _probability(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"found {value}; allowed: above 0, below 1, or null for min(1e-5, 1 / (10 n))")
+        return value
+
+    @pydantic.field_validator("minimum_records", "maximum_texts_per_release")
+    @classmethod
+    def _at_least_one(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"found {value}; allowed: at least 1")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Policy:
+        if self.epsilon_per_run > self.epsilon_total:
+            raise ValueError(f"found epsilon_per_run {self.epsilon_per_run:g}; allowed: at most epsilon_total, {self.epsilon_total:g}")
+        if math.isinf(self.epsilon_total) and not self.allow_unprotected:
+            raise ValueError("found an infinite epsilon_total; allowed: a finite one, or allow_unprotected: true")
+        return self
+
+
+def delta_for(policy: Policy, records: int, asked: float | None = None) -> float:
+    """The delta of this site's guarantees: its own, or `asked` if that is smaller. Null is min(1e-5, 1 / (10 n)) [O].
+
+    Raises PolicyError for a delta of 1 / n or more, at which a mechanism may publish a whole record, unless
+    `allow_large_delta`.
+    """
+    own = policy.delta if policy.delta is not None else min(1e-5, 1 / (10 * max(records, 1)))
+    if asked is not None and not 0 < asked < 1:
+        raise PolicyError(f"delta: found {asked!r}; allowed: above 0, below 1, or none for the site's own")
+    delta = own if asked is None else min(own, asked)
+    if delta >= 1 / max(records, 1) and not policy.allow_large_delta:
+        raise PolicyError(
+            f"delta {delta:g} is not below 1 / n = {1 / max(records, 1):g} for the {records} records here, so a "
+            f"whole record could be given away; "
+            f"allowed: a smaller delta, or allow_large_delta in the site's policy"
+        )
+    return delta
+
+
+def check_strategy(policy: Policy, strategy: str) -> None:
+    """Raises PolicyError for a strategy that is not on the site's list."""
+    if policy.strategies is not None and strategy not in policy.strategies:
+        raise PolicyError(f"strategy {strategy!r} is not allowed here; allowed: {', '.join(policy.strategies) or 'none'}")
+
+
+def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: int) -> None:
+    """Raises PolicyError for synthetic texts, the same number for each of `labels` labels, that do not leave here."""
+    _check_method(policy, "synthesize")
+    _check_records(policy, records)
+    check_epsilon(policy, request.epsilon)
+    delta_for(policy, records, request.delta)
+    if request.rounds < 1 or not 0 <= request.round < request.rounds:
+        raise PolicyError(f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and at least 1 round")
+    if request.per_label < 1:
+        raise PolicyError(f"per_label: found {request.per_label}; allowed: at least 1")
+    _check_size(policy, request.per_label * labels, f"texts ({request.per_label} for each of {labels} labels)")
+
+
+def check_learn(policy: Policy, request: Learn, records: int) -> None:
+    """Raises PolicyError for a training, or for weights leaving after it, that this site does not grant."""
+    _check_method(policy, "learn")
+    if request.private:
+        _check_records(policy, records)
+    if request.share_weights:
+        if not policy.share_weights:
+            raise PolicyError("weights do not leave this site; allowed: the same request with share_weights false")
+        if not policy.allow_unprotected:
+            raise PolicyError(
+                "weights trained without noise carry no privacy guarantee; they leave only if the site's policy sets allow_unprotected"
+            )
+
+
+def check_evaluate(policy: Policy, request: Evaluate) -> None:
+    """Raises PolicyError where test counts do not leave."""
+    _check_method(policy, "evaluate")
+    if not policy.share_metrics:
+        raise PolicyError(f"test counts of model {request.model!r} do not leave this site: share_metrics is false in its policy")
+
+
+def check_score(policy: Policy, texts: int, epsilon: float, records: int) -> None:
+    """Raises PolicyError where scores of `texts` texts do not leave, or not at `epsilon` (infinite: no guarantee)."""
+    _check_method(policy, "score")
+    if not policy.share_scores:
+        raise PolicyError("scores do not leave this site: share_scores is false in its policy")
+    _check_records(policy, records)
+    check_epsilon(policy, epsilon)
+    _check_size(policy, texts, "scores")
+
+
+def check_answer(policy: Policy, through_gateway: bool) -> None:
+    """Raises PolicyError where answering a question would show it, and the steps so far, to the LLM against the policy.
+
+    `through_gateway`: the question goes to the LLM, by the gateway, the one way allowed under "gateway_only"; otherwise
+    it stays here.
+    """
+    _check_method(policy, "answer")
+    if through_gateway and policy.share_questions == "never":
+        raise PolicyError(
+            'questions do not leave this site: share_questions is "never" in its policy; allowed: answers by the site\'s own models'
+        )
+
+
+def check_epsilon(policy: Policy, epsilon: float) -> None:
+    """Raises PolicyError for an epsilon of a run that is not positive, too large, or infinite without leave."""
+    if not epsilon > 0:
+        raise PolicyError(f"epsilon: found {epsilon}; allowed: above 0, at most {policy.epsilon_per_run:g} for a run at this site")
+    if math.isinf(epsilon):
+        if not policy.allow_unprotected:
+            raise PolicyError(
+                f"epsilon: found inf, a release without a guarantee; allowed: at most "
+                f"{policy.epsilon_per_run:g} for a run, unless the site's policy "
+                f"sets allow_unprotected"
+            )
+    elif epsilon > policy.epsilon_per_run:
+        raise PolicyError(f"epsilon: found {epsilon:g} for the run; allowed: at most {policy.epsilon_per_run:g} at this site")
+
+
+def _check_method(policy: Policy, method: Method) -> None:
+    if method not in policy.methods:
+        raise PolicyError(f"method {method!r} is not allowed here; allowed: {', '.join(policy.methods) or 'none'}")
+
+
+def _check_records(policy: Policy, records: int) -> None:
+    if records < policy.minimum_records:
+        raise PolicyError(f"this site has {records} records; allowed: at least {policy.minimum_records} (minimum_records in its policy)")
+
+
+def _check_size(policy: Policy, count: int, what: str) -> None:
+    if count > policy.maximum_texts_per_release:
+        raise PolicyError(f"asked for {count} {what}; allowed: at most {policy.maximum_texts_per_release} in one release")

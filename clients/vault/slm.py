@@ -1,0 +1,90 @@
+"""The site's small model: trained on private and generated texts, kept in the site's folder as plain Hugging Face folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.vault.policy import PolicyError
+from lm.classify import Examples, SLMConfig, predict_probabilities, prepare_classifier, train_classifier
+from lm.load import load_classifier, load_tokenizer
+from lm.randomness import derive
+from lm.save import save_model, set_trainable_arrays, trainable_arrays
+from tasks.standin import resolve
+from tasks.task import Record, Split
+from wire.codec import Arrays
+from wire.messages import Learn
+
+
+def examples(records: Sequence[Record]) -> Examples:
+    """Records as training rows."""
+    return Examples([record.text for record in records], [record.label for record in records])
+
+
+class SLM:
+    """All SLMs of one run at one site, by name, in `folder`/<name>."""
+
+    def __init__(self, config: SLMConfig, classes: int, folder: Path) -> None:
+        self._config, self._classes, self._folder = config, classes, folder
+        self._path = resolve(config.path)
+        self._shared: dict[str, Arrays] = {}
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._path)
+
+    def train(self, request: Learn, split: Split, arrays: Arrays) -> int:
+        """Train from the public start (or `request.start`, or the shared `arrays`) and keep the model; returns the steps taken."""
+        sharing = request.share_weights or bool(arrays)
+        config = self._config
+        if sharing:
+            config = config.model_copy(update={"method": config.share, "select": "last"})
+        if request.epochs is not None:
+            config = config.model_copy(update={"epochs": request.epochs})
+        start = self._path if request.start is None else str(self._kept(request.start))
+        model = load_classifier(start, self._classes, derive(request.seed, "head"), self._tokenizer)
+        model = prepare_classifier(model, config, derive(request.seed, "adapter"))
+        if arrays:
+            set_trainable_arrays(model, arrays)
+        steps = 0
+        if request.private or len(request.data):
+            private = examples(split.train) if request.private else Examples()
+            report = train_classifier(
+                model,
+                self._tokenizer,
+                private,
+                request.data,
+                config,
+                weight=request.weight,
+                order=request.order,
+                validation=examples(split.validation),
+                seed=derive(request.seed, "slm"),
+                phase=f"train {request.model}",
+            )
+            steps = report.steps
+        if request.share_weights:
+            self._shared[request.model] = trainable_arrays(model)
+        save_model(model, self._tokenizer, self._folder / request.model)
+        return steps
+
+    def weights(self, name: str) -> Arrays:
+        """The trainable weights of the model just trained, as FedAvg sends them."""
+        return self._shared[name]
+
+    def right(self, name: str, records: Sequence[Record]) -> np.ndarray:
+        """[n] bool: where the kept model's likeliest class is the record's label."""
+        model = load_classifier(str(self._kept(name)), self._classes, 0, self._tokenizer)
+        probabilities = predict_probabilities(
+            model, self._tokenizer, [record.text for record in records], self._config.max_tokens, precision=self._config.precision
+        )
+        return probabilities.argmax(axis=1) == np.array([record.label for record in records])
+
+    def _kept(self, name: str) -> Path:
+        path = self._folder / name
+        if not (path / "config.json").is_file():
+            raise PolicyError(f"this site keeps no model {name!r} for this run; it has to learn it first")
+        return path

@@ -1,0 +1,74 @@
+"""FDKT steps 1 and 2: a generator trained with DP-SGD on the site's records, and the texts it writes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from clients.vault.config import GeneratorConfig
+from lm.dpsgd import TrainReport, prepare_generator, train_generator
+from lm.load import load_causal_lm, load_tokenizer, merged
+from lm.randomness import NoiseSource, derive
+from lm.rules import Rules, control_heads, filter_texts
+from lm.sample import sample_texts
+from tasks.standin import resolve
+from tasks.task import Record, Task
+from wire.messages import LabelledTexts
+
+
+def write_demonstrations(
+    records: Sequence[Record],
+    task: Task,
+    domain: str,
+    config: GeneratorConfig,
+    noise_multiplier: float,
+    per_label: int,
+    randomness: NoiseSource,
+    seed: int,
+) -> tuple[LabelledTexts, dict[str, int], TrainReport]:
+    """Train on `records` and sample `per_label` texts for every label, whatever the labels' private shares.
+
+    Returns the texts, how many samples each rule dropped, and what training ran. Fewer texts come back when `config.attempts` rounds
+    of sampling did not yield enough that pass the rules. Everything returned but the report is post-processing of the DP model.
+    """
+    path = resolve(config.path)
+    tokenizer = load_tokenizer(path, generates=True)
+    model = prepare_generator(load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator"))
+    controls = [task.control(record.domain or domain, record.label) for record in records]
+    report = train_generator(model, tokenizer, controls, [r.text for r in records], config, noise_multiplier, randomness)
+    writer = merged(model)
+    heads = control_heads(task.control_code)
+    texts: dict[int, list[str]] = {label: [] for label in range(len(task.labels))}
+    dropped: Counter[str] = Counter()
+    for attempt in range(config.attempts):
+        wanted = [label for label, found in texts.items() for _ in range(per_label - len(found))]
+        if not wanted:
+            break
+        samples = sample_texts(
+            writer,
+            tokenizer,
+            [task.control(domain, label) for label in wanted],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=derive(seed, "samples", attempt),
+            batch_size=config.sample_batch,
+        )
+        filtered = filter_texts(
+            [sample.text for sample in samples],
+            lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            Rules(min_tokens=config.minimum_tokens),
+            [sample.finished for sample in samples],
+            heads,
+        )
+        dropped.update(filtered.dropped)
+        for index, text in filtered.kept:
+            found = texts[wanted[index]]
+            if text in found or len(found) >= per_label:
+                dropped["duplicate"] += text in found
+            else:
+                found.append(text)
+    flat = [(text, label) for label, found in texts.items() for text in found]
+    data = LabelledTexts([text for text, _ in flat], [label for _, label in flat])
+    return data, {rule: count for rule, count in dropped.items() if count}, report

@@ -1,0 +1,165 @@
+"""The vault: everything that touches a site's private text, behind a handful of methods.
+
+Only what a method returns can leave, and it returns only after the ledger has written the charge to disk and the policy has agreed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, wraps
+from typing import Any
+
+from clients.vault import policy as rules
+from clients.vault.config import SiteConfig
+from clients.vault.ledger import Ledger, LedgerError
+from clients.vault.policy import PolicyError
+from clients.vault.releases import Releases
+from clients.vault.slm import SLM
+from clients.vault.synthesis import write_demonstrations
+from lm.accounting import BudgetError, Event
+from lm.dpsgd import planned_steps
+from lm.randomness import NoiseSource, SecureNoise, SeededNoise
+from tasks.load import build_task, load_client, load_pooled
+from tasks.task import Split
+from wire.codec import Arrays
+from wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Synthesize, Synthesized
+
+
+def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a policy's, ledger's or data's no into a `Refused` answer with its reason."""
+
+    @wraps(method)
+    def answer(self: Vault, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except PolicyError as no:
+            refused = Refused(no.reason, "policy")
+        except BudgetError as no:
+            refused = Refused(str(no), "budget")
+        except LedgerError as no:
+            refused = Refused(str(no), "ledger")
+        return (refused, None) if method.__name__ == "learn" else refused
+
+    return answer
+
+
+class Vault:
+    """One site. Opening it reads nothing; records are read when first needed and stay inside."""
+
+    def __init__(self, config: SiteConfig) -> None:
+        self.config = config
+        self.task = build_task(config.task)
+        self._releases = Releases(config.folder / "releases")
+
+    @cached_property
+    def _records(self) -> Split:
+        config = self.config
+        return load_pooled(config.task, config.seed) if config.pooled else load_client(config.task, config.client, config.seed)
+
+    @property
+    def domain(self) -> str:
+        """The public wording of the site's domain."""
+        return self.task.domains.get(self.config.client, self.config.client)
+
+    def introduce(self) -> Introduced:
+        """The site's public name and domain."""
+        return Introduced(self.config.client, self.domain)
+
+    @refusing
+    def synthesize(self, request: Synthesize) -> Synthesized | Refused:
+        """DP-synthetic texts with their receipt; the charge is on disk before training starts.
+
+        The noise is planned over all rounds of the run together, on top of everything the ledger holds. The same message id again
+        returns the first answer; if the site died in between, the charge stands and the mechanism that was paid for runs again.
+        """
+        if (earlier := self._releases.find(request.message_id)) is not None:
+            return earlier
+        train = self._records.train
+        rules.check_synthesize(self.config.policy, request, len(train), len(self.task.labels))
+        delta = rules.delta_for(self.config.policy, len(train), request.delta)
+        ledger = self._ledger(delta)
+        steps, rate = planned_steps(self.config.generator, len(train))
+        paid = ledger.find(request.message_id)
+        if paid is not None:
+            event = paid.entry.event
+        else:
+            sigma = ledger.plan(request.epsilon, request.run, rate, steps, request.rounds - request.round)
+            event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+        count = request.per_label * len(self.task.labels)
+        charge = ledger.charge(request.message_id, request.run, "dp-sgd", event, count, epsilon_run=request.epsilon)
+        data, dropped, report = write_demonstrations(
+            train,
+            self.task,
+            self.domain,
+            self.config.generator,
+            event.noise_multiplier,
+            request.per_label,
+            self._randomness(request.message_id),
+            request.seed,
+        )
+        if event.kind != "none" and (report.steps, report.sample_rate) != (event.steps, event.sample_rate):
+            raise LedgerError(f"training ran {report.steps} steps at rate {report.sample_rate}, but {event.to_dict()} was charged; nothing was released")
+        receipt = Receipt(
+            "dp-sgd" if event.kind != "none" else "none",
+            charge.epsilon,
+            delta,
+            charge.epsilon_total,
+            len(data),
+            event.noise_multiplier,
+            rate,
+            steps,
+            self.config.generator.clip,
+            len(train),
+        )
+        answer = Synthesized(data, receipt, dropped)
+        self._releases.keep(request.message_id, answer)
+        return answer
+
+    @refusing
+    def learn(self, request: Learn, arrays: Arrays | None = None) -> tuple[Learned | Refused, Arrays | None]:
+        """Train the SLM and keep it; weights leave only for FedAvg, if the policy says so, recorded as unprotected."""
+        began = time.monotonic()
+        split = self._records
+        weights_policy, ledger_name = self._terms_of_weights()
+        rules.check_learn(weights_policy, request, len(split.train))
+        slm = self._slm(request.run)
+        steps = slm.train(request, split, arrays or {})
+        learned = Learned(request.model, len(split.train) if request.private else 0, len(request.data), steps, time.monotonic() - began)
+        if not request.share_weights:
+            return learned, None
+        weights = slm.weights(request.model)
+        ledger = self._ledger(rules.delta_for(weights_policy, len(split.train)), weights_policy, ledger_name)
+        charge = ledger.charge(request.message_id, request.run, "weights", Event.none(), len(weights))
+        receipt = Receipt("none", charge.epsilon, ledger.delta, charge.epsilon_total, len(weights), records=len(split.train))
+        return replace(learned, receipt=receipt), weights
+
+    @refusing
+    def evaluate(self, request: Evaluate) -> Evaluated | Refused:
+        """Right answers of a kept model on the test split; for the pooled bound, by site."""
+        rules.check_evaluate(self.config.policy, request)
+        names = {self.task.domains[name]: name for name in self.task.clients} if self.config.pooled else {}
+        correct: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for record, right in zip(self._records.test, self._slm(request.run).right(request.model, self._records.test), strict=True):
+            name = names.get(record.domain, self.config.client)
+            correct[name] = correct.get(name, 0) + bool(right)
+            total[name] = total.get(name, 0) + 1
+        return Evaluated(request.model, correct, total)
+
+    def _slm(self, run: str) -> SLM:
+        return SLM(self.config.slm, len(self.task.labels), self.config.folder / "models" / run)
+
+    def _terms_of_weights(self) -> tuple[rules.Policy, str]:
+        """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open ones of what would have left."""
+        if not self.config.counterfactual_baselines:
+            return self.config.policy, "ledger.jsonl"
+        return self.config.policy.model_copy(update={"share_weights": True, "allow_unprotected": True}), "counterfactual.jsonl"
+
+    def _ledger(self, delta: float, policy: rules.Policy | None = None, name: str = "ledger.jsonl") -> Ledger:
+        policy = policy or self.config.policy
+        return Ledger(self.config.folder / name, policy.epsilon_total, delta, policy.allow_unprotected)
+
+    def _randomness(self, message_id: str) -> NoiseSource:
+        return SeededNoise(self.config.seed, self.config.client, message_id) if self.config.seeded_noise else SecureNoise()

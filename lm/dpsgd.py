@@ -1,0 +1,131 @@
+"""DP-SGD fine-tuning of a causal LM on private texts: Poisson sampling, per-example clipping, Gaussian noise (Abadi et al. 2016)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+import torch
+
+from conf.check import Section
+from lm.batch import by_length, encode_document
+from lm.load import attach_lora, trainable
+from lm.per_example import ClippedSum, hooks_engine, loss_batch, vmap_engine
+from lm.precision import use_bf16
+from lm.progress import report
+from lm.randomness import NoiseSource
+
+
+class DPConfig(Section):
+    """How a generator is trained. Clip 1.0 and the constant learning rate follow Yue et al. (ACL 2023); other defaults are ours [O]."""
+
+    method: Literal["lora", "full"] = "lora"
+    rank: int = pydantic.Field(default=8, ge=1)  # LoRA
+    alpha: float = pydantic.Field(default=16.0, gt=0)  # LoRA; the update is scaled by alpha / rank
+    targets: str | tuple[str, ...] = "all-linear"  # LoRA: "all-linear" or module names
+    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    epochs: float = pydantic.Field(default=20.0, gt=0)  # expected passes over the private texts
+    steps: int | None = pydantic.Field(default=None, ge=1)  # overrides epochs
+    logical_batch: int = pydantic.Field(default=64, ge=1)  # expected rows a step; the sample rate is logical_batch / n, at most 1
+    micro_batch: int = pydantic.Field(default=8, ge=1)  # rows in memory at a time; does not change the result
+    max_tokens: int = pydantic.Field(default=128, ge=2)  # of control code + text + EOS
+    clip: float = pydantic.Field(default=1.0, gt=0)  # C, L2 over all trainable parameters of one example
+    mask_control_code: bool = False  # true: the control code's own tokens carry no loss
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of forward and backward; gradients are summed in float32
+    engine: Literal["vmap", "hooks"] = "vmap"  # how per-example gradients are computed; does not change the result
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What ran. `batch_sizes` are private coins' outcomes and stay at the site; the rest is public."""
+
+    steps: int
+    sample_rate: float
+    batch_sizes: tuple[int, ...]
+    seconds: float
+
+
+def planned_steps(config: DPConfig, n: int) -> tuple[int, float]:
+    """(steps, sample rate q) that `train_generator` will run on `n` texts: q = min(1, logical_batch / n), steps = epochs / q."""
+    if n < 1:
+        raise ValueError(f"found {n} private texts; DP-SGD needs at least 1")
+    rate = min(1.0, config.logical_batch / n)
+    return config.steps or max(1, round(config.epochs / rate)), rate
+
+
+def prepare_generator(model: Any, config: DPConfig, seed: int = 0) -> Any:
+    """`model` with what `config.method` trains made trainable: new LoRA adapters (from the public `seed`), or every weight."""
+    if config.method == "lora":
+        targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+        return attach_lora(model, config.rank, config.alpha, targets=targets, seed=seed)
+    return model.requires_grad_(True)
+
+
+def poisson_batch(n: int, rate: float, randomness: NoiseSource) -> list[int]:
+    """Row numbers of one step's batch: every row is in it with probability `rate`, independently of all else; it may be empty."""
+    return np.flatnonzero(randomness.uniform(n) < rate).tolist()
+
+
+def train_generator(
+    model: Any,
+    tokenizer: Any,
+    controls: Sequence[str],
+    texts: Sequence[str],
+    config: DPConfig,
+    noise_multiplier: float,
+    randomness: NoiseSource,
+    phase: str = "dp-sgd",
+) -> TrainReport:
+    """Trains the trainable parameters of `model` in place (see `prepare_generator`) on controls[i] + texts[i] + EOS.
+
+    Each step: a Poisson batch; the gradient of each row's own mean token loss, clipped to C; their sum plus N(0, (sigma C)^2) on every
+    coordinate; divided by the EXPECTED batch size q n; AdamW with a constant learning rate, no weight decay, no dropout [O]. An empty
+    batch is a step of noise alone. `noise_multiplier` (sigma) 0 is epsilon = infinity, with the clipping kept. Two trainings are
+    neighbours when one has one text more; the guarantee is the accountant's for (sigma, q, steps) as `planned_steps` states them.
+    `randomness` gives coins and noise: `SecureNoise()` at a site. Losses are neither kept nor reported, they are private.
+    Raises ValueError for lists of different lengths, no trainable parameters, or a negative or non-finite noise multiplier.
+    """
+    if len(controls) != len(texts):
+        raise ValueError(f"found {len(controls)} control codes for {len(texts)} texts; one each is needed")
+    if not (np.isfinite(noise_multiplier) and noise_multiplier >= 0):
+        raise ValueError(f"noise_multiplier: found {noise_multiplier}; allowed: a finite number of 0 or more")
+    parameters = trainable(model)
+    if not parameters:
+        raise ValueError("the model has no trainable parameters; call prepare_generator first")
+    began = time.monotonic()
+    steps, rate = planned_steps(config, len(texts))
+    rows = [encode_document(tokenizer, c, t, config.max_tokens) for c, t in zip(controls, texts, strict=True)]
+    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    engine = {"vmap": vmap_engine, "hooks": hooks_engine}[config.engine]
+    sizes = []
+    with engine(model, use_bf16(config.precision)) as add:
+        for step in range(steps):
+            chosen = poisson_batch(len(rows), rate, randomness)
+            total = ClippedSum(parameters, config.clip)
+            for micro in by_length([len(rows[i].ids) for i in chosen], config.micro_batch):
+                batch = [rows[chosen[i]] for i in micro]
+                add(loss_batch(batch, tokenizer.pad_token_id, not config.mask_control_code), total)
+            set_noisy_gradients(parameters, total, noise_multiplier, rate * len(rows), randomness)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            sizes.append(len(chosen))
+            report(phase, step + 1, steps, "steps")
+    model.eval()
+    return TrainReport(steps, rate, tuple(sizes), time.monotonic() - began)
+
+
+def set_noisy_gradients(
+    parameters: dict[str, torch.nn.Parameter], total: ClippedSum, sigma: float, expected: float, randomness: NoiseSource
+) -> None:
+    """Writes (clipped sum + sigma * C * N(0, I)) / expected into every parameter's `.grad`; the noise is one vector over them all."""
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    noise = randomness.normal(sum(sizes)).split(sizes) if sigma > 0 else [None] * len(sizes)
+    for (name, parameter), part in zip(parameters.items(), noise, strict=True):
+        gradient = total.sums[name]
+        if part is not None:
+            gradient = gradient.add(part.view_as(gradient), alpha=sigma * total.clip)
+        parameter.grad = (gradient / expected).to(parameter.dtype)

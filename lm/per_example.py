@@ -1,0 +1,127 @@
+"""Sums of clipped per-example gradients of a causal LM, by two engines that agree: vmap and Opacus' hooks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from lm.batch import Encoded, pad
+from lm.load import eager_attention, trainable
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """`ids` int64 [B, T], right-padded; `weights` float32 [B, T-1]: what each next-token loss counts in its row's loss.
+
+    A row's weights are 1 / (its learned tokens) on them and 0 on pads and on given tokens, so a row's loss is a mean over its own
+    tokens and nothing of another row enters it. A row without learned tokens has loss and gradient zero.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool) -> LossBatch:
+    """The rows as a LossBatch. Pads stand right of a causal row's tokens, where no real token can see them."""
+    ids, mask = pad([row.ids for row in rows], pad_id)
+    weights = mask[:, 1:].float()
+    for i, row in enumerate(rows):
+        if not learn_context:
+            weights[i, : max(row.context - 1, 0)] = 0.0
+    return LossBatch(ids, weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0))
+
+
+def row_losses(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """[B] losses: weighted sum over positions of the cross-entropy of logits [B, T, V] against the next tokens of ids [B, T]."""
+    each = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (each.view_as(weights) * weights).sum(dim=1)
+
+
+class ClippedSum:
+    """Adds up min(1, C / ||g_i||) * g_i over the rows it is given, in float32; the norm is over all trainable parameters together."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], clip: float) -> None:
+        self.clip = clip
+        self.sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+
+    def add(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Adds the rows of gradients [B, *shape] and returns their norms [B] before clipping; a row that is not finite adds nothing."""
+        norms = torch.stack([g.float().flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+        usable = norms.isfinite()
+        factors = torch.where(usable, (self.clip / norms.clamp_min(1e-12)).clamp_max(1.0), 0.0)
+        for name, gradient in gradients.items():
+            rows = gradient.float().flatten(1)
+            if not usable.all():
+                rows = rows.masked_fill(~usable[:, None], 0.0)
+            self.sums[name].view(-1).add_(factors @ rows)
+        return norms
+
+
+Engine = Callable[[LossBatch, ClippedSum], None]  # adds one micro-batch to the sum
+
+
+@contextmanager
+def vmap_engine(model: Any, autocast: bool) -> Iterator[Engine]:
+    """torch.func: the gradient of one row's loss, mapped over rows. Eager attention, since SDPA has no rule for masks under vmap."""
+    parameters = {name: parameter.detach() for name, parameter in trainable(model).items()}
+
+    def loss(values: dict[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        everything = torch.ones(1, len(ids), dtype=torch.int64)  # a constant, so that models may look at it under vmap
+        inputs = {"input_ids": ids[None], "attention_mask": everything, "use_cache": False}
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = functional_call(model, values, kwargs=inputs).logits
+        return row_losses(logits, ids[None], weights[None])[0]
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+
+    def add(batch: LossBatch, total: ClippedSum) -> None:
+        total.add(each(parameters, batch.ids, batch.weights))
+
+    with eager_attention(model):
+        model.eval()
+        yield add
+
+
+@contextmanager
+def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
+    """Opacus' hooks on the plain model (Yousefpour et al. 2021): one backward pass, per-example gradients layer by layer."""
+    from opacus.grad_sample.grad_sample_module import GradSampleHooks
+
+    parameters = trainable(model)
+    model.train()  # the hooks only run in training mode
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
+    rates = [module.p for module in dropouts]
+    for module in dropouts:
+        module.p = 0.0
+
+    def add(batch: LossBatch, total: ClippedSum) -> None:
+        positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape)  # GPT-2's own have batch size 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(input_ids=batch.ids, position_ids=positions, attention_mask=torch.ones_like(batch.ids), use_cache=False).logits
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # embeddings have no input to differentiate
+            row_losses(logits, batch.ids, batch.weights).sum().backward()
+        total.add({name: parameter.grad_sample for name, parameter in parameters.items()})
+        for parameter in parameters.values():
+            parameter.grad = parameter.grad_sample = None
+
+    with eager_attention(model):
+        hooks = GradSampleHooks(model, loss_reduction="sum", strict=False)
+        try:
+            yield add
+        finally:
+            hooks.remove_hooks()
+            for parameter in parameters.values():
+                for name in ("grad_sample", "_forward_counter"):
+                    if hasattr(parameter, name):
+                        delattr(parameter, name)
+            for module, rate in zip(dropouts, rates, strict=True):
+                module.p = rate
+            model.eval()

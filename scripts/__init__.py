@@ -1,0 +1,1 @@
+"""Commands: launching runs, simulations, pre-training, reports."""

@@ -1,0 +1,52 @@
+"""Checks a configuration, runs it with a display, and prints the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import conf
+from conf.check import check
+from scripts.federation import FederationConfig, ray_backend, run_inprocess, run_simulation
+from scripts.preflight import preflight
+from scripts.show import Display, print_outcome
+from server.app import build_app, run_path
+
+
+def launch(config: dict[str, Any]) -> dict[str, Any]:
+    """Run `config` to its end and return the summary.
+
+    Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run did not complete.
+    """
+    import json
+
+    federation = check(FederationConfig, config["federation"], "federation")
+    config = _with_folders(config)
+    names = preflight(config)
+    folder = Path(config["run"]["folder"])
+    with Display(folder) as display:
+        server_app = build_app([display.event])
+        run_apps(server_app, federation, config, len(names))
+    summary = json.loads((folder / "summary.json").read_text())
+    print_outcome(summary, folder)
+    if summary["status"] != "completed":
+        raise RuntimeError(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
+    return summary
+
+
+def run_apps(server_app: Any, federation: FederationConfig, config: Mapping[str, Any], nodes: int) -> None:
+    """The ServerApp and the ClientApp under the configured federation."""
+    from clients.app import app as client_app
+
+    if federation.kind == "inprocess":
+        run_inprocess(server_app, client_app, config, nodes)
+    else:
+        run_simulation(server_app, client_app, {"config": conf.dump(config)}, nodes, ray_backend(federation), conf.FOLDER.parent)
+
+
+def _with_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Absolute run and state folders, so that every process of the run means the same place."""
+    folder = run_path(config).absolute()
+    state = Path(config["federation"]["state_folder"] or folder / "sites").absolute()
+    return config | {"run": {**config["run"], "folder": str(folder)}, "federation": {**config["federation"], "state_folder": str(state)}}

@@ -1,0 +1,81 @@
+"""The `fedduet` command: runs a configuration, or one of the sub-commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from scripts.environment import prepare
+
+prepare()
+
+import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+import conf  # noqa: E402
+from conf.check import ConfigError, nearest  # noqa: E402
+
+USAGE = """fedduet: a cloud LLM and private small language models improve each other
+
+  fedduet strategy=fdkt task=world privacy.epsilon=8 seed=0     run (Hydra overrides; -m sweeps; --cfg job prints the configuration)
+  fedduet run.folder=runs/NAME ...                              the same command again resumes
+  fedduet pretrain --help                                       train a causal LM on text files
+
+groups: {groups}
+"""
+
+
+def _pretrain(arguments: list[str]) -> int:
+    from scripts.pretrain import main as pretrain
+
+    return pretrain(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain}
+
+
+def main() -> int:
+    """Console entry. Exit code 0 only when what was asked was done; 2 for input that cannot work, 1 for a run that failed."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
+        if arguments and arguments[0] in ("-h", "--help", "help"):
+            groups = ("strategy", "task", "llm", "slm", "generator", "privacy", "federation")
+            print(USAGE.format(groups="; ".join(f"{group}={'|'.join(conf.choices(group))}" for group in groups)))
+            return 0
+        _check_words(arguments)
+        _run_configuration()
+        return 0
+    except ConfigError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with this run.folder goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _check_words(arguments: list[str]) -> None:
+    """Catch what Hydra would answer with a page of text: a word that is no override, or an unknown choice of a group."""
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        if "=" not in argument:
+            raise ConfigError(f"{argument!r} is neither a command ({', '.join(COMMANDS)}) nor an override such as seed=1; see fedduet --help")
+        key, value = argument.split("=", 1)
+        if key in ("strategy", "task", "llm", "slm", "generator", "privacy", "federation"):
+            for choice in value.split(","):
+                if choice not in conf.choices(key):
+                    raise ConfigError(f"{key}: unknown choice {choice!r}; {nearest(choice, conf.choices(key))}")
+
+
+@hydra.main(config_path=str(conf.FOLDER), config_name="config", version_base="1.3")
+def _run_configuration(config: DictConfig) -> Any:
+    from scripts.launch import launch
+
+    return launch(OmegaConf.to_container(config, resolve=True))["accuracy"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

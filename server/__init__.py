@@ -1,0 +1,1 @@
+"""The server's side: the ServerApp, the cloud LLM, and what it does with demonstrations."""

@@ -1,0 +1,107 @@
+"""The ServerApp: hosts the cloud LLM, runs the strategy over the sites, writes the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+
+import conf
+from conf.check import ConfigError, check, nearest
+from server.cloud import LLMCloud
+from strategies.base import Moves
+from strategies.config import FDKTConfig
+from strategies.fdkt import fdkt
+from strategies.run_folder import Listener, RunFolder, write_atomically
+from strategies.sites import Sites, SitesConfig
+from strategies.summary import summarise
+from tasks.config import TaskConfig
+from tasks.load import build_task, client_names
+
+STRATEGIES = {"fdkt": (FDKTConfig, fdkt)}
+
+
+def build_app(listeners: Iterable[Listener] = ()) -> ServerApp:
+    """A ServerApp whose run events are also told to `listeners`."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        conduct(grid, conf.from_run_config(context.run_config), listeners)
+
+    return server_app
+
+
+def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener] = ()) -> dict[str, Any]:
+    """Run the configured strategy to its end and return the summary, which is also in the run folder.
+
+    Raises ConfigError before anything is loaded; whatever ends a run early is raised after `summary.json` says "failed".
+    """
+    name = config["strategy"].get("name", "")
+    if name not in STRATEGIES:
+        raise ConfigError(f"strategy.name: unknown strategy {name!r}; {nearest(name, list(STRATEGIES))}")
+    kind, strategy = STRATEGIES[name]
+    settings = check(kind, config["strategy"], "strategy")
+    task_config = check(TaskConfig, config["task"], "task")
+    task, names = build_task(task_config), client_names(task_config)
+    seed, federation, privacy = int(config["seed"]), config["federation"], config["privacy"]
+
+    run = RunFolder(run_path(config), config, listeners)
+    waits = SitesConfig(phase_timeout=float(federation["phase_timeout"]), minimum=int(federation["minimum_sites"]))
+    sites = Sites(grid, run, _run_id(run.path), waits)
+    cloud = LLMCloud(run, task, config["llm"], settings.curate, settings.augment, seed)
+    moves = Moves(run, sites, cloud, float(privacy["epsilon"]), privacy["delta"], seed, settings.weight, settings.order)
+    run.event("start", strategy=name, task=task.name, seed=seed, clients=list(names))
+    status = "failed"
+    try:
+        sites.gather(names)
+        strategy(moves, settings)
+        status = "completed"
+    finally:
+        run.event("end", status=status)
+        summary = summarise(run, moves, config, status, cloud.description)
+        run.summary(summary)
+        cloud.close()
+    return summary
+
+
+def run_path(config: Mapping[str, Any]) -> Path:
+    """The run folder: `run.folder`, or a fresh one under runs/ named by strategy, task, seed and time."""
+    folder = config["run"]["folder"]
+    if folder:
+        return Path(folder)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config['strategy']['name']}-{config['task']['name']}-seed{config['seed']}-{stamp}"
+
+
+def _run_id(path: Path) -> str:
+    """The run's own id, made once per run folder: sites charge and answer under it."""
+    file = path / "run_id"
+    if not file.exists():
+        write_atomically(file, hashlib.sha256(secrets.token_bytes(16)).hexdigest()[:16])
+    return file.read_text().strip()
+
+
+def log_event(entry: Mapping[str, Any]) -> None:
+    """The events worth a line, in Flower's log: what `flwr run --stream` and `flower-simulation` show."""
+    match entry["event"]:
+        case "phase_end":
+            log(INFO, "%s: %.1f s", entry["phase"], entry["seconds"])
+        case "accuracy":
+            mean = sum(entry["by_site"].values()) / max(1, len(entry["by_site"]))
+            log(INFO, "test accuracy of %s: %.3f (mean of %d sites)", entry["model"], mean, len(entry["by_site"]))
+        case "failure" | "warning":
+            log(WARNING, "%s", entry.get("message") or f"{entry['phase']} {entry['client']}: {entry['reason']}")
+        case "end":
+            log(INFO, "run %s", entry["status"])
+
+
+app = build_app([log_event])

@@ -1,0 +1,136 @@
+"""The cloud's part of a strategy: one LLM that curates demonstrations and writes labelled data, for all sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from conf.check import check
+from lm.progress import report
+from lm.randomness import derive
+from server.augment import AugmentConfig, augment
+from server.curate import CurateConfig, Curated, Demonstration, curate
+from server.llm.base import LLM, Progress
+from server.llm.config import LLMConfig
+from server.llm.load import load_llm
+from strategies.base import Texts
+from strategies.run_folder import RunFolder
+from tasks.standin import describe, resolve
+from tasks.task import Task
+from wire.messages import LabelledTexts
+
+
+def check_sections(curate_values: Mapping[str, Any], augment_values: Mapping[str, Any]) -> tuple[CurateConfig, AugmentConfig]:
+    """The server's settings inside a strategy's section. Raises ConfigError."""
+    return check(CurateConfig, curate_values, "strategy.curate"), check(AugmentConfig, augment_values, "strategy.augment")
+
+
+class LLMCloud:
+    """Loads the LLM when it is first needed, so that a resumed run whose LLM phases are done never loads it."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        task: Task,
+        llm: Mapping[str, Any],
+        curate_values: Mapping[str, Any],
+        augment_values: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        self._run, self._task, self._seed = run, task, seed
+        config = check(LLMConfig, llm, "llm")
+        self._config = config.model_copy(update={"path": resolve(config.path)}) if config.path else config
+        self._curate, self._augment = check_sections(curate_values, augment_values)
+        self._llm: LLM | None = None
+        self._described = {"engine": config.engine, "path": config.path or config.model or "", "description": describe(config.path or "")}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Engine and model for the summary; says when the LLM is a stand-in."""
+        return dict(self._described)
+
+    def llm(self) -> LLM:
+        """The engine, loaded at the first call."""
+        if self._llm is None:
+            self._llm = load_llm(self._config, self._run.path)
+            said = self._described["description"] or self._llm.name
+            size = f", {self._llm.parameters / 1e6:.1f} M parameters" if self._llm.parameters else ""
+            self._described |= {"name": self._llm.name, "parameters": self._llm.parameters, "description": said + size}
+        return self._llm
+
+    def curate(self, phase: str, demonstrations: Texts) -> Texts:
+        """Group and judge all sites' demonstrations together; each site gets back its own that were kept."""
+        pool = [one for site, data in sorted(demonstrations.items()) for one in self._as_demonstrations(site, data)]
+        result: Curated = curate(
+            pool, self._task, self.llm(), self._embed, self._curate, derive(self._seed, phase), self._progress(phase)
+        )
+        self._run.event("curated", phase=phase, counts=dict(result.counts))
+        if result.counts.get("empty_labels"):
+            self._warn(f"{phase}: {result.counts['empty_labels']} (domain, label) pairs have no demonstration")
+        return {
+            site: LabelledTexts([one.text for one in result.kept if one.client == site], [one.label for one in result.kept if one.client == site])
+            for site in demonstrations
+        }
+
+    def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
+        """New labelled texts for every site's domain, after its demonstrations or (None) without any."""
+        data: Texts = {}
+        sites = sorted(self._task.domains) if demonstrations is None else sorted(demonstrations)
+        for site in sites:
+            shown = [] if demonstrations is None else self._as_demonstrations(site, demonstrations[site])
+            # the zero-shot baseline and every round draw from streams of their own name
+            seed = derive(self._seed, phase, site)
+            result = augment(
+                shown,
+                self._task,
+                self.llm(),
+                self._task.domains[site],
+                self._augment,
+                seed,
+                demonstrate=demonstrations is not None,
+                on_progress=self._progress(f"{phase} {site}"),
+            )
+            counts = dict(result.counts)
+            self._run.event("augmented", phase=phase, client=site, counts=counts)
+            self._run.event(
+                "llm_usage",
+                phase=phase,
+                requests=counts.get("requests", 0),
+                errors=counts.get("failed", 0),
+                prompt_tokens=counts.get("prompt_tokens", 0),
+                new_tokens=counts.get("new_tokens", 0),
+            )
+            if not result.items:
+                self._warn(f"{phase}, {site}: no usable text came from the LLM, so its SLM learns from its own records alone")
+            soft = [list(item.soft_label) for item in result.items if item.soft_label is not None]
+            data[site] = LabelledTexts(
+                [item.text for item in result.items],
+                [item.label for item in result.items],
+                [item.weight for item in result.items],
+                soft if len(soft) == len(result.items) else [],
+            )
+        return data
+
+    def close(self) -> None:
+        """Release the engine."""
+        if self._llm is not None:
+            self._llm.close()
+            self._llm = None
+
+    def _as_demonstrations(self, site: str, data: LabelledTexts) -> list[Demonstration]:
+        domain = self._task.domains[site]
+        return [Demonstration(text, label, domain, site) for text, label in zip(data.texts, data.labels, strict=True)]
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        from lm.embed import hashed_embeddings
+
+        return hashed_embeddings(texts)
+
+    def _warn(self, message: str) -> None:
+        self._run.event("warning", message=message)
+
+    @staticmethod
+    def _progress(phase: str) -> Progress:
+        return lambda done, total, tokens: report(phase, done, total, "requests", tokens=float(tokens))

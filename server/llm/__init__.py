@@ -1,0 +1,1 @@
+"""The cloud LLM behind one interface, with several engines."""

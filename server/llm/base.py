@@ -1,0 +1,74 @@
+"""The one interface to the cloud LLM; strategies cannot tell which engine is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """One turn of a chat prompt; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation. `prompt` is a string (completion form) or turns (chat form, for engines whose `form` is "chat").
+
+    `seed` fixes this request's own random stream, so that its answer does not depend on what it is batched with.
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1.0 are off. Generation ends at EOS, at `max_new_tokens`, or before the first of
+    `stop`, which is not part of the text.
+    """
+
+    prompt: str | tuple[ChatTurn, ...]
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to one request. `finish` is "stop", "length" or "error" (then `text` is empty and `error` says why)."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finish: str
+    error: str = ""
+
+
+Progress = Callable[[int, int, int], None]  # requests done, requests in all, new tokens so far
+
+
+@runtime_checkable
+class LLM(Protocol):
+    """A text generator. Answers come in the order of the requests, one each, and a failed request never fails the others."""
+
+    name: str  # shown in reports, e.g. "transformers:reviews-12m"
+    form: str  # "chat" or "completion": which prompts it should be given
+    parameters: int | None  # number of weights, None when unknown (an API)
+    context: int  # longest prompt + answer, tokens
+
+    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]: ...
+
+    def count_tokens(self, text: str) -> int:
+        """Length of `text` in this engine's tokens (an upper estimate for an API whose tokenizer is unknown)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class ScoresText(Protocol):
+    """Optional: engines that can say how likely a continuation is. Ask with `isinstance(llm, ScoresText)`."""
+
+    def continuation_logprobs(self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[float]:
+        """For each (prompt, continuation): sum over the continuation's tokens of log p(token | what precedes), natural log."""
+        ...

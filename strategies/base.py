@@ -1,0 +1,170 @@
+"""The moves every strategy is made of: ask for demonstrations, let the cloud write, teach the sites, measure.
+
+Each move is a phase of the run folder: done once, kept, and read back when the run is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from strategies.run_folder import RunFolder
+from strategies.sites import Sites, TooFewSites
+from wire.codec import Arrays, decode
+from wire.messages import Evaluate, Evaluated, LabelledTexts, Learn, Learned, Receipt, Synthesize, Synthesized
+
+Texts = dict[str, LabelledTexts]  # by site
+
+
+class Cloud(Protocol):
+    """What the server's LLM does for a strategy. Both return data by site and keep counts of what they dropped in the run folder."""
+
+    def curate(self, phase: str, demonstrations: Texts) -> Texts:
+        """Group and judge demonstrations (METHODS, FDKT step 3)."""
+        ...
+
+    def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
+        """Labelled data for every site's domain, after demonstrations or (None) from the domain's name alone (step 4)."""
+        ...
+
+
+@dataclass
+class Moves:
+    """One run's moves, and what they measured so far (`accuracy[model][site]`, `receipts[site]`)."""
+
+    run: RunFolder
+    sites: Sites
+    cloud: Cloud
+    epsilon: float
+    delta: float | None
+    seed: int
+    weight: float = 1.0
+    order: str = "together"
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    _artefacts: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
+
+    def synthesize(self, round: int, rounds: int, per_label: int) -> Texts:
+        """Every site writes DP demonstrations; its receipt is kept. A site that refuses is left out."""
+        phase = f"synthesize-{round}"
+
+        def request(site: str) -> Synthesize:
+            return Synthesize(
+                self.message_id(phase, site), self.sites.run_id, round, rounds, per_label, self.epsilon, self.delta, seed=self.seed
+            )
+
+        answers = self._remember(phase, Synthesized, lambda: _messages(self.sites.ask(phase, request)))
+        self.receipts |= {site: answer.receipt for site, answer in answers.items()}
+        texts = {site: answer.data for site, answer in answers.items()}
+        self._artefact("demonstrations", phase, texts)
+        return texts
+
+    def curate(self, round: int, demonstrations: Texts) -> Texts:
+        """The cloud's selection of the demonstrations."""
+        phase = f"curate-{round}"
+        return self._remember(phase, LabelledTexts, lambda: self._on_llm(phase, lambda: self.cloud.curate(phase, demonstrations)))
+
+    def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
+        """The LLM's data for every site."""
+        data = self._remember(phase, LabelledTexts, lambda: self._on_llm(phase, lambda: self.cloud.augment(phase, demonstrations)))
+        self._artefact("task_data", phase, data)
+        return data
+
+    def learn(self, model: str, data: Texts | None = None, **options: Any) -> None:
+        """Every site trains its SLM on its records and `data` and keeps it as `model`; then all are measured on their test split."""
+        empty = LabelledTexts()
+
+        def request(site: str) -> Learn:
+            settings = {"weight": self.weight, "order": self.order, "seed": self.seed} | options
+            return Learn(self.message_id(f"learn-{model}", site), self.sites.run_id, model, (data or {}).get(site, empty), **settings)
+
+        self.measure(model, only=self.teach(model, request))
+
+    def teach(self, model: str, request: Callable[[str], Learn], only: Sequence[str] | None = None) -> list[str]:
+        """Send training requests and return the sites that trained."""
+        phase = f"learn-{model}"
+        return sorted(self._remember(phase, Learned, lambda: _messages(self.sites.ask(phase, request, only))))
+
+    def measure(self, model: str, only: Sequence[str] | None = None, scope: str = "own") -> None:
+        """Test accuracy of `model`, by site, into `accuracy`."""
+        phase = f"measure-{model}"
+
+        def request(site: str) -> Evaluate:
+            return Evaluate(self.message_id(phase, site), self.sites.run_id, model, scope)
+
+        answers = self._remember(phase, Evaluated, lambda: _messages(self.sites.ask(phase, request, only)))
+        counts = {name: (answer.correct[name], total) for answer in answers.values() for name, total in answer.total.items()}
+        self.accuracy[model] = {name: correct / total for name, (correct, total) in counts.items() if total}
+        self.run.event("accuracy", model=model, by_site=self.accuracy[model])
+
+    def ask(self, phase: str, request: Callable[[str], Any], only: Sequence[str] | None = None, arrays: Arrays | None = None) -> dict[str, tuple[Any, Arrays]]:
+        """Ask the sites something whose answer is not kept (weights, say)."""
+        return self.sites.ask(phase, request, only, arrays)
+
+    def attempt(self, name: str, baseline: Callable[[], None]) -> None:
+        """Run a baseline; when too few sites take part it is left out and written down, and the run goes on."""
+        try:
+            baseline()
+        except TooFewSites as failure:
+            self.run.event("failure", phase=name, client="", kind="baseline", reason=str(failure))
+
+    def message_id(self, phase: str, site: str) -> str:
+        """The id under which a request is charged and answered once."""
+        return f"{self.sites.run_id}/{phase}/{site}"
+
+    def _on_llm(self, phase: str, compute: Callable[[], Texts]) -> Texts:
+        with self.run.phase(phase, "llm"):
+            return compute()
+
+    def _remember(self, phase: str, kind: type, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        stored = self.run.once(phase, lambda: {site: asdict(message) for site, message in compute().items()})
+        return {site: decode(kind.__name__, json.dumps(value).encode()) for site, value in stored.items()}
+
+    def _artefact(self, name: str, phase: str, texts: Texts) -> None:
+        rows = [
+            {"phase": phase, "client": site, "label": label, "text": text}
+            for site, data in sorted(texts.items())
+            for text, label in zip(data.texts, data.labels, strict=True)
+        ]
+        kept = self._artefacts.setdefault(name, {})
+        kept[phase] = rows
+        self.run.artefact(name, [row for part in kept.values() for row in part])
+
+
+def _messages(answers: Mapping[str, tuple[Any, Arrays]]) -> dict[str, Any]:
+    return {site: message for site, (message, _) in answers.items()}
+
+
+def merge(*parts: Texts) -> Texts:
+    """Data of several rounds, by site, in order."""
+    sites = sorted({site for part in parts for site in part})
+    return {site: concatenate([part[site] for part in parts if site in part]) for site in sites}
+
+
+def concatenate(parts: Sequence[LabelledTexts]) -> LabelledTexts:
+    """Several sets as one; weights and soft labels stay only when every non-empty part has them."""
+    full = [part for part in parts if len(part)]
+    return LabelledTexts(
+        [text for part in full for text in part.texts],
+        [label for part in full for label in part.labels],
+        [weight for part in full for weight in part.weights] if all(part.weights for part in full) else [],
+        [row for part in full for row in part.soft_labels] if all(part.soft_labels for part in full) else [],
+    )
+
+
+def shared_by_all(texts: Texts, domains: Mapping[str, str]) -> Texts:
+    """Everybody's data for every site, the domain named in front of each text (METHODS, step 6: multi-task; how is our choice)."""
+    tagged = [
+        LabelledTexts([f"{domains[site]}: {text}" for text in data.texts], data.labels, data.weights, data.soft_labels)
+        for site, data in sorted(texts.items())
+    ]
+    return dict.fromkeys(texts, concatenate(tagged))
+
+
+def gap_closed(accuracy: float, local: float, pooled: float) -> float | None:
+    """(acc - acc_local) / (acc_pooled - acc_local); None when the pooled bound is not above local training."""
+    gap = pooled - local
+    return (accuracy - local) / gap if gap > 1e-9 and math.isfinite(gap) else None

@@ -1,0 +1,8 @@
+"""Baseline: every site trains on its own records alone."""
+
+from strategies.base import Moves
+
+
+def local(moves: Moves) -> None:
+    """Nothing leaves, nothing comes."""
+    moves.learn("local")

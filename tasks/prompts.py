@@ -1,0 +1,156 @@
+"""Prompts in chat and completion form: filled from the task's wording, within a budget of tokens, user text untouched.
+
+Answers are read by `tasks.answers` and `tasks.judgement`, whose functions can be had from here too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from tasks.answers import parse_generated
+from tasks.judgement import parse_judgement
+from tasks.task import Record, Task
+
+__all__ = ["augment_prompt", "fill", "fitting", "judge_prompt", "parse_generated", "parse_judgement"]
+
+Prompt = str | tuple[tuple[str, str], ...]  # completion: one string; chat: (role, content) turns
+
+FORMS = ("chat", "completion")
+STOP = "\n\n"  # ends one document in completion form
+TURN_TOKENS = 8  # what a chat template adds to a turn, an upper estimate [our choice]
+NO_EXAMPLES = "(none)"
+OPEN_LIST = "\n\nNumbers to keep: ["
+
+
+def fill(template: str, **values: object) -> str:
+    """`template` with every `{name}` of `values` replaced, in one pass: braces in a value, and all other braces, stay."""
+    names = "|".join(map(re.escape, values))
+    return re.sub(rf"\{{({names})\}}", lambda match: str(values[match[1]]), template) if names else template
+
+
+def document(task: Task, record: Record, domain: str) -> str:
+    """One labelled text as a base LLM knows it; line breaks inside the text become spaces."""
+    return _control(task, record.domain or domain, record.label) + one_line(record.text)
+
+
+def one_line(text: str) -> str:
+    """`text` with each run of white space as one space."""
+    return " ".join(text.split())
+
+
+def augment_prompt(
+    task: Task,
+    form: str,
+    domain: str,
+    label: int,
+    demonstrations: Sequence[Record],
+    n: int,
+    count_tokens: Callable[[str], int],
+    budget_tokens: int,
+) -> Prompt:
+    """A few-shot prompt for new texts of one label, of at most `budget_tokens` tokens; see `fitting` for what is left out.
+
+    Chat form asks for `n` texts, one a line as `label: text`. Completion form shows documents separated by a blank line and ends in
+    the open control code of the wanted label; it yields one text (`n` is not used), ended by STOP.
+    Raises ValueError for an unknown form or label, and when the prompt has more tokens than the budget with no demonstration.
+    """
+    _check(task, form, label)
+    shown = fitting(task, form, domain, label, demonstrations, n, count_tokens, budget_tokens)
+    return _augment(task, form, domain, label, shown, n)
+
+
+def fitting(
+    task: Task,
+    form: str,
+    domain: str,
+    label: int,
+    demonstrations: Sequence[Record],
+    n: int,
+    count_tokens: Callable[[str], int],
+    budget_tokens: int,
+) -> list[Record]:
+    """The demonstrations that `augment_prompt` shows, in the order given; the others are left out whole.
+
+    They are tried one of each label in turn, the wanted label first, so that a long text costs its own label's place only.
+    """
+    _check(task, form, label)
+    bare = _tokens(_augment(task, form, domain, label, (), n), count_tokens)
+    if bare > budget_tokens:
+        raise ValueError(f"the {form} prompt has {bare} tokens without any demonstration, more than the budget of {budget_tokens}")
+    left = budget_tokens - bare
+    kept: list[int] = []
+    for place in _in_turn(demonstrations, label, len(task.labels)):
+        cost = count_tokens(_shown(task, form, demonstrations[place], domain)) + 1  # 1: what joins it to the next
+        if cost <= left:
+            left -= cost
+            kept.append(place)
+    while kept:  # tokens of the parts need not add up to those of the whole
+        shown = [demonstrations[place] for place in sorted(kept)]
+        if _tokens(_augment(task, form, domain, label, shown, n), count_tokens) <= budget_tokens:
+            return shown
+        kept.pop()
+    return []
+
+
+def judge_prompt(task: Task, form: str, domain: str, members: Sequence[Record]) -> Prompt:
+    """Asks which of a group of texts, numbered from 0, to keep. Completion form ends in an open JSON list.
+
+    Raises ValueError for an unknown form.
+    """
+    _check(task, form, 0)
+    numbered = "\n".join(f"{number}. {task.labels[m.label]}: {one_line(m.text)}" for number, m in enumerate(members))
+    values = {"domain": domain, "labels": ", ".join(task.labels), "noun": task.noun, "members": numbered}
+    question = fill(task.prompts.chat_judge, **values)
+    if form == "completion":
+        return question + OPEN_LIST
+    return (("user", question),)
+
+
+def _augment(task: Task, form: str, domain: str, label: int, shown: Sequence[Record], n: int) -> Prompt:
+    if form == "completion":
+        opening = _control(task, domain, label).rstrip(" \t")  # a model's next token brings its own leading space
+        return STOP.join([*(_shown(task, form, record, domain) for record in shown), opening])
+    values = {
+        "domain": domain,
+        "label": task.labels[label],
+        "labels": ", ".join(task.labels),
+        "n": n,
+        "noun": task.noun,
+    }
+    examples = "\n".join(_shown(task, form, record, domain) for record in shown) or NO_EXAMPLES
+    turns = [("user", fill(task.prompts.chat_augment, examples=examples, **values))]
+    if task.prompts.chat_system:
+        turns.insert(0, ("system", fill(task.prompts.chat_system, **values)))
+    return tuple(turns)
+
+
+def _shown(task: Task, form: str, record: Record, domain: str) -> str:
+    if form == "completion":
+        return document(task, record, domain)
+    return f"{task.labels[record.label]}: {one_line(record.text)}"
+
+
+def _control(task: Task, domain: str, label: int) -> str:
+    template = task.prompts.completion_document or task.control_code + task.separator + "{text}"
+    return fill(template.removesuffix("{text}"), domain=domain, label=task.labels[label], noun=task.noun)
+
+
+def _in_turn(records: Sequence[Record], first: int, labels: int) -> list[int]:
+    """Places of `records`, one of each label in turn beginning with label `first`."""
+    queues = [[place for place, record in enumerate(records) if record.label == (first + step) % labels] for step in range(labels)]
+    longest = max((len(queue) for queue in queues), default=0)
+    return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+
+
+def _tokens(prompt: Prompt, count_tokens: Callable[[str], int]) -> int:
+    if isinstance(prompt, str):
+        return count_tokens(prompt)
+    return sum(count_tokens(content) + TURN_TOKENS for _, content in prompt)
+
+
+def _check(task: Task, form: str, label: int) -> None:
+    if form not in FORMS:
+        raise ValueError(f"prompt form: found {form!r}; allowed: {', '.join(FORMS)}")
+    if not 0 <= label < len(task.labels):
+        raise ValueError(f"label index: found {label}; allowed: 0 to {len(task.labels) - 1}")

@@ -1,0 +1,166 @@
+"""Rows of text files (csv, jsonl, parquet; gzip), each with its number, or a sentence that says what is wrong where."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.check import ConfigError, nearest
+from tasks.labels import raw_value
+
+FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+_FIELD_LIMIT = 2**31 - 1  # the csv module's default of 131,072 characters is shorter than some reviews
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the text, the raw label, and (optional) the client."""
+
+    text: str
+    label: str
+    client: str | None = None
+    client_needed: bool = True  # False: rows without that column have the client ""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (self.text, self.label) + ((self.client,) if self.client and self.client_needed else ())
+
+    def among(self, found: Sequence[str]) -> list[str]:
+        """Those of the columns that `found` has, each once."""
+        return [name for name in dict.fromkeys((self.text, self.label, self.client)) if name in found and name]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read: `label` and `client` as `raw_value` gives them, `where` names file and row for error sentences."""
+
+    text: str
+    label: str
+    client: str
+    where: str
+
+
+def file_format(path: Path) -> str | None:
+    """The one of FORMATS that `path` ends in."""
+    name = path.name.casefold()
+    return next((ending for ending in reversed(FORMATS) if name.endswith(ending)), None)
+
+
+def stem(path: Path) -> str:
+    """The file's name without its format ending."""
+    ending = file_format(path)
+    return path.name[: -len(ending)] if ending else path.name
+
+
+def read_rows(path: Path, columns: Columns) -> list[Row]:
+    """Every row of `path`; row 1 is the first after a csv header, or the first line of jsonl.
+
+    Raises ConfigError for a missing file or column, an unknown format, bytes that are not UTF-8, and broken rows.
+    """
+    path = path.absolute()
+    if not path.is_file():
+        raise ConfigError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    ending = file_format(path)
+    if ending is None:
+        raise ConfigError(f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+    if ending == ".parquet":
+        found = _parquet(path, columns)
+    elif ending.startswith(".csv"):
+        found = _csv(path, _text(path), columns)
+    else:
+        found = _jsonl(path, _text(path))
+    rows = [as_row(values, columns, f"{path}: row {number}") for number, values in found]
+    if not rows:
+        raise ConfigError(f"{path}: holds no rows")
+    return rows
+
+
+def as_row(values: dict[str, Any], columns: Columns, where: str) -> Row:
+    """One row from its values. Raises ConfigError when a column is missing or the text is no text."""
+    check_columns(columns, list(values), where)
+    text = values[columns.text]
+    if not isinstance(text, str):
+        raise ConfigError(f"{where}: column {columns.text!r} holds {text!r}, not a text")
+    client = raw_value(values[columns.client]) if columns.client in values else ""
+    return Row(text, raw_value(values[columns.label]), client, where)
+
+
+def check_columns(columns: Columns, found: Sequence[str], where: str) -> None:
+    """Raises ConfigError naming the first column that is not among `found`, and those that are."""
+    for name in columns.needed:
+        if name not in found:
+            hint = nearest(name, list(found))
+            there = "" if hint.startswith("allowed") else f"; columns: {', '.join(sorted(found))}"
+            raise ConfigError(f"{where}: no column {name!r}; {hint.replace('allowed', 'columns')}{there}")
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    if path.name.casefold().endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as failure:
+            raise ConfigError(f"{path}: not a whole gzip file ({failure})") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        line = data.count(b"\n", 0, failure.start) + 1
+        raise ConfigError(
+            f"{path}: line {line}, byte offset {failure.start}: byte 0x{data[failure.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def _csv(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(_FIELD_LIMIT)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number = 0
+    try:
+        header = next(reader, None)
+        if not header:
+            raise ConfigError(f"{path}: is empty; needed: a header row and rows")
+        header = [name.strip() for name in header]
+        if len(set(header)) < len(header):
+            raise ConfigError(f"{path}: a column name stands twice in the header: {', '.join(header)}")
+        check_columns(columns, header, str(path))
+        for values in reader:
+            if not values:
+                continue
+            number += 1
+            if len(values) != len(header):
+                raise ConfigError(f"{path}: row {number} (line {reader.line_num}): {len(values)} fields, but the header has {len(header)}")
+            yield number, dict(zip(header, values, strict=True))
+    except csv.Error as failure:
+        raise ConfigError(f"{path}: row {number + 1} (line {reader.line_num}): not proper CSV ({failure})") from None
+
+
+def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a string
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as failure:
+            raise ConfigError(f"{path}: row {number}: not JSON ({failure})") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: row {number}: found {type(values).__name__}, needed a JSON object")
+        yield number, values
+
+
+def _parquet(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_schema(path).names
+        check_columns(columns, names, str(path))
+        table = pyarrow.parquet.read_table(path, columns=columns.among(names))
+    except pyarrow.ArrowInvalid as failure:
+        raise ConfigError(f"{path}: not a Parquet file ({failure})") from None
+    yield from enumerate(table.to_pylist(), start=1)

@@ -1,0 +1,56 @@
+"""What is learned: the public description of a task, the same at the server and at every site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text with its label's index; private when it comes from a site's own file."""
+
+    text: str
+    label: int
+    domain: str = ""  # wording, e.g. "kitchen"
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one site holds. `validation` chooses checkpoints and is never trained on or synthesised from; `test` only measures."""
+
+    train: tuple[Record, ...]
+    validation: tuple[Record, ...]
+    test: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Wording of the prompts, in chat and in completion form; `{domain}`, `{label}`, `{labels}`, `{n}`, `{text}`, `{noun}` are filled in."""
+
+    chat_system: str = ""
+    chat_augment: str = ""
+    chat_judge: str = ""
+    completion_document: str = ""  # one labelled document as a base LLM knows it, e.g. "Product: {domain}\nRating: {label}\nReview: {text}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task in words. `labels[i]` words the label with index i; `domains` words each client's domain."""
+
+    name: str
+    labels: tuple[str, ...]
+    domains: Mapping[str, str]  # client -> wording of its domain
+    control_code: str = "Product: {domain}\nRating: {label}\nReview:"  # generator's training string starts with this
+    separator: str = " "  # between control code and text
+    noun: str = "review"  # what one text is, for prompts
+    prompts: Prompts = field(default_factory=Prompts)
+    kind: str = "classification"
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(self.domains)
+
+    def control(self, domain: str, label: int) -> str:
+        """The control code of a (domain wording, label index), separator included."""
+        return self.control_code.format(domain=domain, label=self.labels[label]) + self.separator

@@ -1,0 +1,139 @@
+"""The decode loop against the library's own forward, row by row; and its laws of seeds, stopping and sampling."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lm.batch import pad
+from lm.decode import AnyStepper, Ask, decode, stepper
+from lm.llama import LlamaStepper, is_plain_llama
+from lm.load import attach_lora, trainable
+from lm.sample import sample_texts
+
+PROMPTS = [(5, 6, 9), (7,), (10, 11, 12, 13, 14, 15), (16, 5)]
+NEVER = frozenset({-1})
+
+
+def greedy_by_hand(model, prompt, count, ends=NEVER):
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token in ends:
+            break
+        ids.append(token)
+    return tuple(ids[len(prompt) :])
+
+
+@pytest.mark.parametrize("shape", ["llama", "llama-gqa", "gpt2"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_greedy_rows_equal_the_plain_model_one_by_one(llama, gpt2, shape, fast):
+    model = gpt2() if shape == "gpt2" else llama(kv=1 if shape == "llama-gqa" else 2, tied=shape == "llama")
+    run = stepper(model) if fast else AnyStepper(model)
+    assert isinstance(run, LlamaStepper) == (fast and shape != "gpt2")
+    asks = [Ask(prompt, length, temperature=0.0) for prompt, length in zip(PROMPTS * 2, (3, 20, 9, 14, 1, 6, 20, 2), strict=True)]
+    expected = [greedy_by_hand(model, ask.prompt, ask.max_new_tokens) for ask in asks]
+    for size in (1, 3, 8):
+        answers = decode(run, asks, NEVER, batch_size=size)
+        assert [answer.tokens for answer in answers] == expected and {answer.finish for answer in answers} == {"length"}
+
+
+def test_llama_logits_equal_the_models(llama):
+    """Left padding, grouped heads, untied head, rows that leave: to float32 rounding at every step."""
+    model = llama(kv=1, tied=False)
+    for norm in (model.model.norm, *(layer.input_layernorm for layer in model.model.layers)):
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)  # norms are folded into the products, so they must matter here
+    rows = [list(prompt) for prompt in PROMPTS]
+    run = LlamaStepper(model)
+    with torch.inference_mode():
+        logits = run.prefill(*pad(rows, 0, left=True), 10)
+        for step in range(6):
+            plain = torch.cat([model(input_ids=torch.tensor([row])).logits[:, -1] for row in rows])
+            assert torch.allclose(logits, plain, atol=1e-4), step
+            if step == 2:
+                keep = [3, 1]
+                run.keep(torch.tensor(keep))
+                rows, logits = [rows[i] for i in keep], logits[keep]
+            tokens = torch.tensor([7 + step + i for i in range(len(rows))])
+            rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+            logits = run.step(tokens)
+
+
+def test_variants_of_llama_take_the_general_path(llama):
+    assert is_plain_llama(llama())
+    assert not is_plain_llama(llama(attention_bias=True)) and not is_plain_llama(llama(hidden_act="gelu"))
+
+
+def test_end_tokens_and_own_tests_stop_a_row(llama):
+    model = llama()
+    free = greedy_by_hand(model, PROMPTS[0], 12)
+    end = free[4]
+    first = free.index(end)
+    ended, stopped, full = decode(
+        stepper(model),
+        [Ask(PROMPTS[0], 12, 0.0), Ask(PROMPTS[0], 12, 0.0, stopped=lambda new: len(new) == 2), Ask(PROMPTS[0], first, 0.0)],
+        frozenset({end}),
+    )
+    assert (ended.tokens, ended.finish) == (free[:first], "end")
+    assert (stopped.tokens, stopped.finish) == (free[:2], "stopped") or first < 2
+    assert (full.tokens, full.finish) == (free[:first], "length")
+    assert decode(stepper(model), [Ask((5,), 0)], NEVER)[0].tokens == ()
+    with pytest.raises(ValueError, match="row 1: found an empty prompt"):
+        decode(stepper(model), [Ask((5,), 1), Ask((), 1)], NEVER)
+
+
+def test_a_rows_seed_fixes_it_whatever_is_beside_it(llama):
+    run = stepper(llama())
+    asks = [Ask(PROMPTS[i % 4], 4 + i, 1.0, 0, 1.0, seed=i) for i in range(12)]
+    together = decode(run, asks, frozenset({1}))
+    assert decode(run, asks[::-1], frozenset({1}), batch_size=5)[::-1] == together
+    assert [decode(run, [ask], frozenset({1}))[0] for ask in asks] == together
+    other = [Ask(ask.prompt, ask.max_new_tokens, 1.0, 0, 1.0, seed=100 + i) for i, ask in enumerate(asks)]
+    assert decode(run, other, frozenset({1})) != together
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 4, 1.0), (1.0, 0, 0.6), (1.5, 6, 0.7)])
+def test_draws_follow_the_models_distribution(llama, temperature, top_k, top_p):
+    model = llama()
+    with torch.no_grad():
+        expected = (model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].double() / temperature).softmax(dim=0)
+    order = expected.argsort(descending=True)
+    if top_k:
+        expected[order[top_k:]] = 0
+        expected /= expected.sum()
+    before = expected[order].cumsum(0) - expected[order]
+    expected[order[before >= top_p]] = 0
+    expected = (expected / expected.sum()).numpy()
+    answers = decode(stepper(model), [Ask((5, 6), 1, temperature, top_k, top_p, seed=s) for s in range(4000)], NEVER, batch_size=500)
+    counts = np.bincount([answer.tokens[0] for answer in answers], minlength=len(expected))
+    assert counts[expected == 0].sum() == 0
+    kept = expected * 4000 > 5
+    statistic = ((counts[kept] - expected[kept] * 4000) ** 2 / (expected[kept] * 4000)).sum()
+    assert statistic < stats.chi2.ppf(1 - 1e-6, max(kept.sum() - 1, 1)) and kept.sum() > 1
+
+
+def test_adapters_are_folded_in_and_left_alone(llama, tokenizer):
+    adapted = attach_lora(llama(), 4, 8)
+    for parameter in trainable(adapted).values():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    assert isinstance(stepper(adapted), LlamaStepper)
+    answers = decode(stepper(adapted), [Ask(prompt, 8, 0.0) for prompt in PROMPTS], NEVER)
+    assert [answer.tokens for answer in answers] == [greedy_by_hand(adapted, prompt, 8) for prompt in PROMPTS]
+    assert trainable(adapted)
+
+
+def test_sampled_texts(llama, tokenizer):
+    model = llama()
+    one = sample_texts(model, tokenizer, ["label good : ", "the"] * 6, 9, seed=3, precision="fp32")
+    assert one == sample_texts(model, tokenizer, ["label good :", "the"] * 6, 9, seed=3, batch_size=5, precision="fp32")
+    assert one != sample_texts(model, tokenizer, ["label good :", "the"] * 6, 9, seed=4, precision="fp32")
+    assert len({sample.text for sample in one}) > 6  # equal prompts have streams of their own
+    for sample in one:
+        assert sample.tokens <= 9 and (sample.finished or sample.tokens == 9)
+        assert sample.text == sample.text.strip() and "<eos>" not in sample.text and not sample.text.startswith("label good :")
+    bf16 = sample_texts(model, tokenizer, ["the"] * 4, 9, seed=3, precision="bf16")
+    assert len(bf16) == 4 and model.dtype == torch.float32
+    assert sample_texts(model, tokenizer, [], 9) == []
+    with pytest.raises(ValueError, match="3 tokens and max_new_tokens is 62; together at most 64"):
+        sample_texts(model, tokenizer, ["label good :"], 62)

@@ -1,0 +1,149 @@
+"""The messages that cross the wire, as frozen dataclasses: what a server may ask of a vault and what a vault may answer.
+
+Nothing else crosses. Labels travel as indices into the task's public label list. Every request carries a `message_id`; a vault that is
+asked twice with the same id answers with what it answered the first time and pays nothing again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a release cost: the mechanism that ran and the guarantee the site's ledger composed for it.
+
+    `epsilon` and `delta` are of this release alone, `epsilon_total` of everything the site's ledger holds, this release included, at
+    the same delta. `math.inf` stands for "no formal guarantee".
+    """
+
+    mechanism: str  # e.g. "dp-sgd", "gaussian-votes", "none"
+    epsilon: float
+    delta: float
+    epsilon_total: float
+    released: int  # how many texts, scores or arrays left with it
+    noise_multiplier: float = 0.0
+    sample_rate: float = 0.0
+    steps: int = 0
+    clip: float = 0.0
+    records: int = 0  # n, public by our choice: the sample rate states it anyway
+    accountant: str = "pld"
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with label indices and, optionally, a weight and soft label for each; all lists are of one length."""
+
+    texts: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)  # empty: all 1
+    soft_labels: list[list[float]] = field(default_factory=list)  # empty: none; else one row of class probabilities a text
+
+    def __post_init__(self) -> None:
+        sizes = {"labels": len(self.labels), "weights": len(self.weights), "soft_labels": len(self.soft_labels)}
+        for name, size in sizes.items():
+            if size != len(self.texts) and (size or name == "labels"):
+                raise ValueError(f"LabelledTexts: {len(self.texts)} texts but {size} {name}")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Introduce:
+    """Ask who is there; nothing is read or released."""
+
+    message_id: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Introduced:
+    """A site's public name and the wording of its domain."""
+
+    client: str
+    domain: str
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """Ask for DP-synthetic demonstrations: the same public number for every label."""
+
+    message_id: str
+    run: str
+    round: int  # 0-based
+    rounds: int  # the budget is planned over all of them together
+    per_label: int
+    epsilon: float  # for the whole run; math.inf asks for an unprotected release, which only a site's policy can grant
+    delta: float | None = None  # None: the site's own
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """The only texts that leave a site: post-processing of a DP model."""
+
+    data: LabelledTexts
+    receipt: Receipt
+    dropped: dict[str, int] = field(default_factory=dict)  # rule -> how many generated texts it dropped
+
+
+@dataclass(frozen=True)
+class Learn:
+    """Ask a site to train its SLM; the model is kept at the site under `model`."""
+
+    message_id: str
+    run: str
+    model: str  # the name under which the site keeps the result, e.g. "fdkt"
+    data: LabelledTexts = field(default_factory=LabelledTexts)  # generated data, empty for local training
+    private: bool = True  # train on the site's own records as well
+    weight: float = 1.0  # lambda of L = CE(D_private) + lambda * CE(D_generated)
+    order: str = "together"  # or "generated_first"
+    start: str | None = None  # continue from this model of the site; None: the SLM's public start
+    epochs: float | None = None  # None: the site's own setting
+    share_weights: bool = False  # return the trainable weights (FedAvg); the policy must agree
+    scope: str = "own"  # "pooled": all sites' records together, an upper bound that only a simulation can measure
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a site says of a training: public sizes and its time, no losses of private text."""
+
+    model: str
+    private_rows: int
+    generated_rows: int
+    steps: int
+    seconds: float
+    receipt: Receipt | None = None  # present when weights left
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Ask for the test accuracy of one kept model."""
+
+    message_id: str
+    run: str
+    model: str
+    scope: str = "own"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Counts on the test split. A measurement, not covered by epsilon; a site's policy may refuse it."""
+
+    model: str
+    correct: dict[str, int]  # test set name -> right answers; a site has one, named as the client
+    total: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A vault's no, with the reason in a sentence that a person can act on."""
+
+    reason: str
+    kind: str = "policy"  # "policy", "budget", "data" or "request"
+
+
+Asked = Introduce | Synthesize | Learn | Evaluate
+Answered = Introduced | Synthesized | Learned | Evaluated | Refused
