@@ -13,6 +13,10 @@ class ConfigError(ValueError):
     """A configuration or input that cannot work; its text is for the person who wrote it."""
 
 
+class RunFailed(RuntimeError):
+    """A run that could not go on for a reason that its text says; not a defect of the program."""
+
+
 class Section(pydantic.BaseModel):
     """Base of every section: frozen, and unknown keys are errors."""
 

@@ -61,10 +61,23 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> tuple[
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
-def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Row numbers, longest first, in batches of at most `size`: the cheapest order when order does not matter (inference)."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[i : i + size] for i in range(0, len(order), size)]
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Position ids int64 [B, T] under `mask` [B, T]: 0 at each row's first real token (and at the pads left of it)."""
+    return (mask.cumsum(dim=1) - 1).clamp_min(0)
+
+
+def by_length(lengths: Sequence[int], size: int | None, tokens: int | None = None) -> list[list[int]]:
+    """Row numbers, longest first, in batches: the cheapest order when order does not matter (inference).
+
+    A batch has at most `size` rows and at most `tokens` cells (rows x the longest row); None is no limit, and one row always fits.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        rows = len(batches[-1]) if batches else 0
+        if not rows or rows == size or (tokens and lengths[batches[-1][0]] * (rows + 1) > tokens):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def endless_by_length(lengths: Sequence[int], size: int, draw: np.random.Generator, window: int = 4) -> Iterator[list[int]]:

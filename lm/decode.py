@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel
 
-from lm.batch import pad
+from lm.batch import by_length, pad, positions
 from lm.draw import draw, uniforms
-from lm.llama import LlamaStepper, is_plain_llama
+from lm.key_value_cache import roomy_cache
+from lm.llama import LlamaStepper, affords_copies, is_plain_llama
 from lm.load import merged
+
+NOT_NUMBERS = "the model's logits are not numbers; try precision fp32"
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """New tokens, the end token not among them. `finish`: "end" (end token), "stopped" (by the row's own test) or "length"."""
+    """New tokens, the end token not among them. `finish`: "end" (end token), "stopped" (by the row's own test), "length" or "error"."""
 
     tokens: tuple[int, ...]
     finish: str
+    error: str = ""  # what went wrong: logits that are not numbers, or too little memory for this row alone
 
 
 class Stepper(Protocol):
@@ -47,7 +52,7 @@ class Stepper(Protocol):
     compact_at: float  # the loop calls `keep` when the share of live rows has fallen to this
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
-        """Starts a batch: ids and mask int64 [B, T], `room` steps to come. Next-token logits [B, V], float32."""
+        """Starts a batch: ids and mask int64 [B, T] on any device, `room` steps to come. Next-token logits [B, V], float32."""
         ...
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -55,28 +60,27 @@ class Stepper(Protocol):
         ...
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Only `rows` (int64 [b], distinct, in the new order) go on."""
+        """`rows` (int64 [b]) go on, in this order; a row may come several times, to go on in several ways."""
         ...
 
 
 class AnyStepper:
-    """Any Hugging Face causal LM through its own forward and cache."""
+    """Any Hugging Face causal LM through its own forward, adapters as they are."""
 
     compact_at = 0.75  # selecting rows copies the whole cache
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         self.model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)
-        self._known = inspect.signature(self.model.forward).parameters
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
-        self._cache = None
-        self._mask = mask
-        self._positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        self._cache = None  # the batch before makes room
+        self._cache, self._length = roomy_cache(self.model.config, ids.shape[1] + room), ids.shape[1]
+        self._mask, self._positions = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1), positions(mask)
         return self._run(ids)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        self._positions = self._positions[:, -1:] + 1
+        self._length, self._positions = self._length + 1, self._positions[:, -1:] + 1
         return self._run(tokens[:, None])
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -84,17 +88,22 @@ class AnyStepper:
         self._mask, self._positions = self._mask[rows], self._positions[rows]
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
-        inputs = {"input_ids": ids, "attention_mask": self._mask, "position_ids": self._positions, "logits_to_keep": 1}
-        known = {name: value for name, value in inputs.items() if name in self._known}
-        output = self.model(**known, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
-        return output.logits[:, -1].float()
+        mask = self._mask[:, : self._length]
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": self._positions, "logits_to_keep": 1}
+        return forward(self.model, **inputs, past_key_values=self._cache, use_cache=True).logits[:, -1].float()
+
+
+def forward(model: Any, **inputs: Any) -> Any:
+    """The model's output; arguments that its architecture does not know (position_ids, logits_to_keep) are left out."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    known = inspect.signature(inner.forward).parameters
+    return model(**{name: value for name, value in inputs.items() if name in known})
 
 
 def stepper(model: Any, dtype: torch.dtype | None = None) -> Stepper:
     """The fastest stepper for `model`, with LoRA folded in; weights are copied in `dtype`. Make it anew when the weights change."""
     plain = merged(model)
-    return LlamaStepper(plain, dtype) if is_plain_llama(plain) else AnyStepper(plain, dtype)
+    return LlamaStepper(plain, dtype) if is_plain_llama(plain) and affords_copies(plain) else AnyStepper(plain, dtype)
 
 
 @torch.inference_mode()
@@ -102,15 +111,16 @@ def decode(
     run: Stepper,
     asks: Sequence[Ask],
     ends: AbstractSet[int],
-    batch_size: int = 64,
-    device: str = "cpu",
+    batch_size: int | None = 64,
+    batch_tokens: int | None = None,
     done: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
     """One answer for each ask, in their order; `done(number, answer)` is called as each row ends.
 
-    Rows are batched longest first, at most `batch_size` together, with others that draw the same way. A row's answer depends on its
-    own seed only, up to the rounding of products in batches of another shape (which in float32 all but never shows).
-    Raises ValueError for an empty prompt.
+    Rows are batched longest first with others that draw the same way, at most `batch_size` rows and `batch_tokens` tokens, prompts and
+    `max_new_tokens` together (None: no limit). A batch that is too large for the device's memory runs in halves, without the rows that
+    are done. A row's answer depends on its own seed only, up to the rounding of products in batches of another shape (which in float32
+    all but never shows). Raises ValueError for an empty prompt.
     """
     if empty := [number for number, ask in enumerate(asks) if not ask.prompt]:
         raise ValueError(f"row {empty[0]}: found an empty prompt; a causal LM needs at least one token to continue from")
@@ -121,6 +131,18 @@ def decode(
         if done:
             done(number, answer)
 
+    def within_memory(numbers: list[int]) -> None:
+        try:
+            return _decode_batch(run, numbers, asks, ends, finish)
+        except torch.OutOfMemoryError as failure:
+            message = str(failure).partition("\n")[0]
+        if len(numbers) == 1:
+            return finish(numbers[0], Answer((), "error", f"out of memory for one request: {message}"))
+        left = [number for number in numbers if answers[number] is None]
+        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+            if half:
+                within_memory(half)
+
     kinds: dict[tuple, list[int]] = {}
     for number, ask in enumerate(asks):
         if ask.max_new_tokens < 1:
@@ -128,18 +150,26 @@ def decode(
         else:
             kinds.setdefault((ask.temperature == 0, ask.top_k, ask.top_p >= 1), []).append(number)
     for numbers in kinds.values():
-        numbers.sort(key=lambda number: (-len(asks[number].prompt), -asks[number].max_new_tokens))
-        for start in range(0, len(numbers), batch_size):
-            _decode_batch(run, numbers[start : start + batch_size], asks, ends, device, finish)
+        numbers.sort(key=lambda number: asks[number].prompt)  # equal prompts meet in one batch
+        lengths = [len(asks[number].prompt) + asks[number].max_new_tokens for number in numbers]
+        for batch in by_length(lengths, batch_size, batch_tokens):
+            within_memory([numbers[i] for i in batch])
     return answers  # type: ignore[return-value]
 
 
 def _decode_batch(
-    run: Stepper, numbers: list[int], asks: Sequence[Ask], ends: AbstractSet[int], device: str, finish: Callable[[int, Answer], None]
+    run: Stepper, numbers: list[int], asks: Sequence[Ask], ends: AbstractSet[int], finish: Callable[[int, Answer], None]
 ) -> None:
+    """Prefill, once for each distinct prompt, then one token per step for every live row."""
     rows = [asks[number] for number in numbers]
-    ids, mask = pad([row.prompt for row in rows], 0, left=True)
     steps = max(row.max_new_tokens for row in rows)
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+    logits = run.prefill(*pad(list(prompts), 0, left=True), steps)
+    device = logits.device
+    if len(prompts) < len(rows):
+        shared = torch.tensor([prompts[row.prompt] for row in rows], device=device)
+        run.keep(shared)
+        logits = logits[shared]
     stream = torch.zeros(len(rows), steps)
     for i, row in enumerate(rows):
         stream[i, : row.max_new_tokens] = uniforms(row.seed, row.max_new_tokens)
@@ -149,17 +179,16 @@ def _decode_batch(
     top_k, greedy = rows[0].top_k, rows[0].temperature == 0
     slots: list[int | None] = list(range(len(rows)))  # the row in each place of the batch; None: it has ended
     new: list[list[int]] = [[] for _ in rows]
-    logits = run.prefill(ids.to(device), mask.to(device), steps)
     for step in range(steps):
         drawn = logits.argmax(dim=-1) if greedy else draw(logits, stream[:, step], temperature, top_k, top_p)
-        for place, token in enumerate(drawn.tolist()):
+        for place, (token, broken) in enumerate(zip(drawn.tolist(), logits.sum(dim=-1).isnan().tolist(), strict=True)):
             i = slots[place]
             if i is None:
                 continue
-            if token not in ends:
+            if token not in ends and not broken:
                 new[i].append(token)
-            if how := _ending(rows[i], new[i], token in ends):
-                finish(numbers[i], Answer(tuple(new[i]), how))
+            if how := "error" if broken else _ending(rows[i], new[i], token in ends):
+                finish(numbers[i], Answer(tuple(new[i]), how, NOT_NUMBERS if broken else ""))
                 slots[place] = None
         live = [place for place, i in enumerate(slots) if i is not None]
         if not live:

@@ -14,11 +14,11 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor,
     (Holtzman et al. 2020, in the order Hugging Face applies the two). Inversion: the first token at which the cumulative weight
     reaches u times the total. Each row depends on its own numbers only.
     """
-    scaled = logits / temperature[:, None]
     vocabulary = logits.shape[1]
     if 0 < top_k < vocabulary:
-        values, tokens = torch.topk(scaled, top_k, dim=-1)
-        return _pick(torch.softmax(values, dim=-1), tokens, uniform, top_p)
+        values, tokens = torch.topk(logits, top_k, dim=-1)
+        return _pick(torch.softmax(values / temperature[:, None], dim=-1), tokens, uniform, top_p)
+    scaled = logits / temperature[:, None]
     if bool((top_p >= 1).all()):
         return _invert(torch.softmax(scaled, dim=-1), uniform)
     values, tokens = torch.topk(scaled, min(HEAD, vocabulary), dim=-1)

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from lm.batch import positions
+
 ROPES = ("default", "linear", "llama3")  # rotary kinds whose angles do not depend on the sequence's length
+PARTS = {
+    *("LlamaForCausalLM", "LlamaModel", "LlamaDecoderLayer", "LlamaAttention", "LlamaMLP", "LlamaRMSNorm", "LlamaRotaryEmbedding"),
+    *("SiLUActivation", "Linear", "Embedding", "ModuleList"),
+}
+HOMES = ("transformers.models.llama.", "transformers.activations", "torch.nn.modules.")
+COPIED = 0.25  # larger weights, as a share of the device's memory, are not copied for speed [O]
 
 
 def is_plain_llama(model: Any) -> bool:
-    """Whether `LlamaStepper` computes what `model` does: the Llama architecture without biases or other variations."""
-    config = model.config
+    """Whether `LlamaStepper` computes what `model` does: the Llama architecture, all its parts as they come, without biases.
+
+    Adapters, quantised weights, hooks, replaced `forward`s (as for a model spread over devices) and mixed precision are not plain.
+    """
     return (
         type(model).__name__ == "LlamaForCausalLM"
-        and not getattr(config, "attention_bias", False)
-        and not getattr(config, "mlp_bias", False)
-        and config.hidden_act == "silu"
-        and (config.rope_parameters or {}).get("rope_type", "default") in ROPES
-        and model.lm_head.bias is None
-        and all(type(layer.self_attn.q_proj) is torch.nn.Linear for layer in model.model.layers)
+        and (model.config.rope_parameters or {}).get("rope_type", "default") in ROPES
+        and all(_is_plain_part(part) for part in model.modules())
+        and all(type(weight) is torch.nn.Parameter and weight.dtype == model.dtype for weight in model.parameters())
     )
+
+
+def _is_plain_part(part: torch.nn.Module) -> bool:
+    kind, changed = type(part), part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+    return kind.__name__ in PARTS and kind.__module__.startswith(HOMES) and not changed and getattr(part, "bias", None) is None
+
+
+def affords_copies(model: Any) -> bool:
+    """Whether the device has memory for a second copy of the weights and then room to work."""
+    if model.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(model.device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(weight.nbytes for weight in model.parameters()) <= COPIED * memory
 
 
 @dataclass(frozen=True)
@@ -62,14 +84,16 @@ class LlamaStepper:
         return (weights * norm.weight.detach().float()).to(self.dtype)
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
+        ids, mask = ids.to(self.head.device), mask.to(self.head.device)
         batch, width = ids.shape
+        self._cache = None  # the batch before makes room
         shape = (len(self.layers), 2, batch, self.kv, width + room, self.size)
         self._cache = torch.empty(shape, dtype=self.dtype, device=ids.device)
         self._live, self._length = batch, 0
         self._seen = torch.ones(batch, width + room, dtype=torch.bool, device=ids.device)
         self._seen[:, :width] = mask.bool()
         self._padded = not bool(mask.all())
-        self._positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        self._positions = positions(mask)
         angles = torch.arange(width + room, device=ids.device)[None]
         cos, sin = self.rotary(torch.empty(0, dtype=torch.float32, device=ids.device), angles)
         self._cos, self._sin = cos[0].to(self.dtype), sin[0].to(self.dtype)
@@ -84,9 +108,11 @@ class LlamaStepper:
         return self._run(tokens[:, None], self._positions, allowed)
 
     def keep(self, rows: torch.Tensor) -> None:
-        for place, row in enumerate(rows.tolist()):
-            if place != row:
-                self._cache[:, :, place, :, : self._length] = self._cache[:, :, row, :, : self._length]
+        moves = [(place, row) for place, row in enumerate(rows.tolist()) if place != row]
+        if any(row < len(rows) for _, row in moves):  # a row comes twice, or would be written over before it has moved
+            self._cache, moves = self._cache[:, :, rows], []
+        for place, row in moves:
+            self._cache[:, :, place, :, : self._length] = self._cache[:, :, row, :, : self._length]
         self._live = len(rows)
         self._seen, self._positions = self._seen[rows], self._positions[rows]
 

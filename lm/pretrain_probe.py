@@ -70,7 +70,8 @@ def text_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of log p(token | everything before) over the text's tokens, their number), float32 [len(worded)] each.
 
-    Differentiable. Texts are cut to `max_length` tokens. A token counts as text when it ends after the header's last visible character.
+    Differentiable. Texts are cut to `max_length` tokens. A token counts as text when it ends after the header's last
+    visible character.
     """
     batch = tokenizer(
         [text for text, _ in worded],

@@ -40,7 +40,8 @@ def sample_texts(
     """One continuation for each prompt, in their order; the i-th draws from the stream (seed, "sample", i).
 
     LoRA weights are folded into a copy first. Trailing spaces of prompts are dropped and leading ones of texts too, see
-    `lm.batch.encode_prompt`. Raises ValueError when a prompt leaves no room for `max_new_tokens` in the model's context.
+    `lm.batch.encode_prompt`. Raises ValueError when a prompt leaves no room for `max_new_tokens` in the model's context, and
+    RuntimeError when the model's logits are not numbers or the device has too little memory for one text.
     """
     device = str(next(model.parameters()).device)
     run = stepper(model, torch.bfloat16 if use_bf16(precision, device) else None)
@@ -59,7 +60,9 @@ def sample_texts(
         ready += 1
         report(phase, ready, len(asks), "texts")
 
-    answers = decode(run, asks, end_tokens(model, tokenizer), batch_size, device, done)
+    answers = decode(run, asks, end_tokens(model, tokenizer), batch_size, done=done)
+    if failed := [answer.error for answer in answers if answer.error]:
+        raise RuntimeError(f"{len(failed)} of {len(asks)} texts could not be sampled: {failed[0]}")
     texts = [tokenizer.decode(list(answer.tokens), skip_special_tokens=True).strip() for answer in answers]
     return [
         SampledText(text, answer.finish == "end", len(answer.tokens)) for text, answer in zip(texts, answers, strict=True)

@@ -49,18 +49,19 @@ def run_simulation(
     from flwr.app import Context, RecordDict
     from flwr.common import EventType
     from flwr.simulation.run_simulation import _run_simulation
-    from flwr.supercore.constant import SUPERLINK_NODE_ID
+    from flwr.common.constant import SUPERLINK_NODE_ID
+    from flwr.supercore.constant import NOOP_FEDERATION_ID
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
 
     run = Run.create_empty(run_id=secrets.randbits(62))
-    run.primary_task_id, run.override_config = 1, dict(run_config)
+    run.primary_task_id, run.federation_id, run.override_config = 1, NOOP_FEDERATION_ID, dict(run_config)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run.run_id, SUPERLINK_NODE_ID
     context = Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
     with _flower_log(level):
         _run_simulation(
             num_supernodes=nodes,
-            exit_event=EventType.CLI_FLOWER_SIMULATION_LEAVE,
+            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
             client_app=client_app,
             server_app=server_app,
             server_app_context=context,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import conf
-from conf.check import check
+from conf.check import RunFailed, check
 from scripts.federation import FederationConfig, ray_backend, run_inprocess, run_simulation
 from scripts.preflight import preflight
 from scripts.show import Display, print_outcome
@@ -31,7 +31,7 @@ def launch(config: dict[str, Any]) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     print_outcome(summary, folder)
     if summary["status"] != "completed":
-        raise RuntimeError(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
+        raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
     return summary
 
 

@@ -11,16 +11,18 @@ from scripts.environment import prepare
 prepare()
 
 import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
+from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 import conf  # noqa: E402
-from conf.check import ConfigError, nearest  # noqa: E402
+from conf.check import ConfigError, RunFailed, nearest  # noqa: E402
 
 USAGE = """fedduet: a cloud LLM and private small language models improve each other
 
   fedduet strategy=fdkt task=world privacy.epsilon=8 seed=0     run (Hydra overrides; -m sweeps; --cfg job prints the configuration)
   fedduet run.folder=runs/NAME ...                              the same command again resumes
   fedduet pretrain --help                                       train a causal LM on text files
+  fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
 
 groups: {groups}
 """
@@ -32,7 +34,13 @@ def _pretrain(arguments: list[str]) -> int:
     return pretrain(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain}
+def _table(arguments: list[str]) -> int:
+    from scripts.report import main as table
+
+    return table(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table": _table}
 
 
 def main() -> int:
@@ -51,6 +59,12 @@ def main() -> int:
     except ConfigError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    except HydraException as problem:
+        print("error: " + str(problem).replace("\nTo append to your config use +", "; a new key is given as +"), file=sys.stderr)
+        return 2
+    except RunFailed as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command with this run.folder goes on where it was", file=sys.stderr)
         return 130

@@ -11,8 +11,8 @@ from wire.codec import Arrays
 from wire.messages import Learn
 
 
-def fedavg(moves: Moves, rounds: int) -> None:
-    """Every round all sites train from the average; the last average is measured at every site."""
+def fedavg(moves: Moves, rounds: int, epochs: float) -> None:
+    """Every round all sites train `epochs` on their records from the average; the last average is measured at every site."""
     average: Arrays = {}
     for round in range(rounds + 1):
         phase = f"learn-fedavg-{round}"
@@ -20,7 +20,13 @@ def fedavg(moves: Moves, rounds: int) -> None:
 
         def request(site: str, phase: str = phase, last: bool = last) -> Learn:
             return Learn(
-                moves.message_id(phase, site), moves.sites.run_id, "fedavg", private=not last, share_weights=not last, seed=moves.seed
+                moves.message_id(phase, site),
+                moves.sites.run_id,
+                "fedavg",
+                private=not last,
+                epochs=epochs,
+                share_weights=not last,
+                seed=moves.seed,
             )
 
         answers = moves.ask(phase, request, arrays=average)

@@ -55,9 +55,9 @@ class RunFolder:
                 "Use another folder (run.folder=...) or the same configuration."
             )
 
-    def event(self, kind: str, **values: Any) -> None:
+    def event(self, event: str, /, **values: Any) -> None:
         """Append one line to events.jsonl and tell the listeners."""
-        entry = {"event": kind, "time": time.time(), "elapsed": round(time.monotonic() - self.started, 3), **values}
+        entry = {"event": event, "time": time.time(), "elapsed": round(time.monotonic() - self.started, 3), **values}
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         for listener in self.listeners:

@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from conf.check import RunFailed
 from strategies.run_folder import RunFolder
 from wire.codec import Arrays, WireError, pack, size, unpack
 from wire.messages import Evaluate, Introduce, Introduced, Learn, Refused, Synthesize
@@ -26,7 +27,7 @@ class SitesConfig:
     poll: float = 0.05
 
 
-class TooFewSites(RuntimeError):
+class TooFewSites(RunFailed):
     """Fewer sites than the configured minimum answered a phase."""
 
 

@@ -22,6 +22,8 @@ _KINDS = {
 
 Arrays = dict[str, np.ndarray]
 
+LARGEST = 256 * 2**20  # bytes of a message's text [O]; far above any run's
+
 
 class WireError(ValueError):
     """A RecordDict that is not one of our messages."""
@@ -41,6 +43,8 @@ def decode(kind: str, blob: bytes) -> Any:
     """The message of type name `kind` in `blob`. Raises WireError when the name or the content does not fit."""
     if kind not in _KINDS:
         raise WireError(f"unknown message type {kind!r}; known: {', '.join(sorted(_KINDS))}")
+    if len(blob) > LARGEST:
+        raise WireError(f"{kind}: found {len(blob)} bytes; allowed: at most {LARGEST}")
     try:
         values = json.loads(blob)
         if not isinstance(values, dict):
@@ -49,7 +53,9 @@ def decode(kind: str, blob: bytes) -> Any:
         if unknown:
             raise WireError(f"{kind}: unknown fields {', '.join(sorted(unknown))}")
         return _adapter(_KINDS[kind]).validate_python(values)
-    except (json.JSONDecodeError, UnicodeDecodeError, pydantic.ValidationError) as failure:
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as failure:  # no JSON, not of this type, numbers of thousands of digits, deep nesting
         raise WireError(f"{kind}: unreadable content ({failure})") from None
 
 
@@ -73,7 +79,7 @@ def unpack(record: RecordDict) -> tuple[Any, Arrays]:
         kind = record["kind"]["type"]
         blob = record["message"]["json"].numpy()
         arrays = {name: array.numpy() for name, array in record["arrays"].items()} if "arrays" in record else {}
-    except (KeyError, TypeError, AttributeError, ValueError) as failure:
+    except (KeyError, TypeError, AttributeError, ValueError, EOFError) as failure:
         raise WireError(f"not a FedDuet message: {failure}") from None
     if blob.dtype != np.uint8 or blob.ndim != 1:
         raise WireError(f"message text must be a flat uint8 array, found {blob.dtype} {blob.shape}")

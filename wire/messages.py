@@ -6,7 +6,29 @@ asked twice with the same id answers with what it answered the first time and pa
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of runs and models: sites name folders after them
+_LONGEST_ID = 512  # characters [O]; sites write message ids to their ledger
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a run or a model: 1 to 64 of A-Z, a-z, 0-9, `.`, `-` and `_`, the first a letter or digit."""
+    return _NAME.fullmatch(text) is not None
+
+
+def _check_names(message: Introduce | Synthesize | Learn | Evaluate) -> None:
+    """Raises ValueError for a message id or a name that could mean another place than the one it is for."""
+    if not (0 < len(message.message_id) <= _LONGEST_ID and message.message_id.isprintable()):
+        raise ValueError(f"message_id: found {message.message_id[:40]!r}; allowed: 1 to {_LONGEST_ID} printable characters")
+    for key in ("run", "model", "start"):
+        name = getattr(message, key, None)
+        if name is not None and not is_name(name):
+            raise ValueError(f"{key}: found {name[:80]!r}; allowed: 1 to 64 letters, digits, dots, dashes and underscores, not a dot first")
+    if getattr(message, "scope", "own") not in ("own", "pooled"):
+        raise ValueError(f"scope: found {message.scope!r}; allowed: own, pooled")
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,9 @@ class Introduce:
     message_id: str
     run: str
 
+    def __post_init__(self) -> None:
+        _check_names(self)
+
 
 @dataclass(frozen=True)
 class Introduced:
@@ -76,7 +101,10 @@ class Synthesize:
     per_label: int
     epsilon: float  # for the whole run; math.inf asks for an unprotected release, which only a site's policy can grant
     delta: float | None = None  # None: the site's own
-    seed: int = 0
+    seed: int = 0  # of the generator's new adapter and of sampling, both public; coins and noise never come from it
+
+    def __post_init__(self) -> None:
+        _check_names(self)
 
 
 @dataclass(frozen=True)
@@ -105,6 +133,15 @@ class Learn:
     scope: str = "own"  # "pooled": all sites' records together, an upper bound that only a simulation can measure
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_names(self)
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"weight: found {self.weight}; allowed: a finite number of 0 or more")
+        if self.order not in ("together", "generated_first"):
+            raise ValueError(f"order: found {self.order!r}; allowed: together, generated_first")
+        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
+            raise ValueError(f"epochs: found {self.epochs}; allowed: a finite number above 0, or none for the site's own")
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -127,6 +164,9 @@ class Evaluate:
     model: str
     scope: str = "own"
 
+    def __post_init__(self) -> None:
+        _check_names(self)
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -142,7 +182,7 @@ class Refused:
     """A vault's no, with the reason in a sentence that a person can act on."""
 
     reason: str
-    kind: str = "policy"  # "policy", "budget", "data" or "request"
+    kind: str = "policy"  # "policy", "budget", "ledger", "data", "request" or "error"
 
 
 Asked = Introduce | Synthesize | Learn | Evaluate

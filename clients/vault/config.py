@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,18 +74,7 @@ class SiteConfig:
 
 
 def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:
-    """The sections of a run's configuration that concern sites. Raises ConfigError.
-
-    A simulated site's limits follow what the run asks for unless the policy sets them: its epsilon per run and in total are then
-    `privacy.epsilon`.
-    """
-    privacy = dict(config["privacy"])
-    policy = dict(privacy.get("policy") or {})
-    check(PrivacyConfig, privacy | {"policy": {}}, "privacy")
-    asked = float(privacy["epsilon"])
-    if not math.isinf(asked) or policy.get("allow_unprotected"):
-        policy.setdefault("epsilon_total", max(asked, float(policy.get("epsilon_per_run", asked))))
-        policy.setdefault("epsilon_per_run", min(asked, float(policy["epsilon_total"])))
-    policy = check(Policy, policy, "privacy.policy")
-    checked = check(PrivacyConfig, privacy | {"policy": policy}, "privacy")
+    """The sections of a run's configuration that concern sites. Raises ConfigError."""
+    check(PrivacyConfig, dict(config["privacy"]) | {"policy": {}}, "privacy")  # what the run asks for comes first in complaints
+    checked = check(PrivacyConfig, config["privacy"], "privacy")
     return check(SLMConfig, config["slm"], "slm"), check(GeneratorConfig, config["generator"], "generator"), checked

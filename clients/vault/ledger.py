@@ -133,7 +133,8 @@ class Ledger:
 
         With them the run's own events stay within `epsilon_run` at `delta` (the site's own by default) and the whole
         ledger within the site's budget. 0.0 for an infinite `epsilon_run` where unprotected releases are allowed.
-        Raises BudgetError when no noise is enough.
+        Raises BudgetError when no noise is enough, or when the run's full epsilon does not fit beside what is spent: a
+        run that got much more noise than it asked for would look like one that worked.
         """
         entries = self.entries()
         everything, of_run = self._countable(entries, None), self._countable(entries, run)
@@ -149,12 +150,18 @@ class Ledger:
         if math.isinf(self.budget_epsilon):
             return sigma
         planned = Event.poisson_gaussian(sigma, sample_rate, steps * rounds_left)
-        if compose([*everything, planned], self.delta) <= self.budget_epsilon:
+        total = compose([*everything, planned], self.delta)
+        if total <= self.budget_epsilon:
             return sigma
         try:
-            return noise_multiplier_for(self.budget_epsilon, self.delta, *shape, spent=everything)
+            fitting = noise_multiplier_for(self.budget_epsilon, self.delta, *shape, spent=everything)
         except BudgetError as error:
             raise BudgetError(f"{error}; {self._spenders(entries)}") from None
+        left = compose([Event.poisson_gaussian(fitting, sample_rate, steps * rounds_left)], self.delta)
+        raise BudgetError(
+            f"budget {self.budget_epsilon:g} at delta {self.delta:g}; {self._spenders(entries)}; run {run} asks for epsilon {epsilon_run:g}, "
+            f"which would bring the total to {total:.4g}; allowed: a run of epsilon {left:.2g} or less, or a larger epsilon_total at this site"
+        )
 
     def charge(
         self,

@@ -13,7 +13,9 @@ from typing import Literal
 import pydantic
 
 from conf.check import Section
-from wire.messages import Evaluate, Learn, Synthesize
+from wire.messages import Evaluate, LabelledTexts, Learn, Synthesize
+
+_MOST_ROUNDS = 1000  # [O] a plan over more would keep the accountant busy for nothing
 
 Method = Literal["synthesize", "score", "learn", "evaluate", "answer"]
 
@@ -38,6 +40,7 @@ class Policy(Section):
     minimum_records: int = 100  # a site with fewer takes no part
     maximum_texts_per_release: int = 1000
     share_metrics: bool = True  # test counts: small, but not covered by epsilon
+    maximum_measurements: int = 200  # of test counts, ever: each is an exact answer to a question of the server's choice
     share_weights: bool = False
     share_scores: bool = False
     share_questions: Literal["never", "gateway_only"] = "never"
@@ -57,7 +60,7 @@ class Policy(Section):
             raise ValueError(f"found {value}; allowed: above 0, below 1, or null for min(1e-5, 1 / (10 n))")
         return value
 
-    @pydantic.field_validator("minimum_records", "maximum_texts_per_release")
+    @pydantic.field_validator("minimum_records", "maximum_texts_per_release", "maximum_measurements")
     @classmethod
     def _at_least_one(cls, value: int) -> int:
         if value < 1:
@@ -104,8 +107,8 @@ def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: 
     _check_records(policy, records)
     check_epsilon(policy, request.epsilon)
     delta_for(policy, records, request.delta)
-    if request.rounds < 1 or not 0 <= request.round < request.rounds:
-        raise PolicyError(f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and at least 1 round")
+    if not 1 <= request.rounds <= _MOST_ROUNDS or not 0 <= request.round < request.rounds:
+        raise PolicyError(f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and 1 to {_MOST_ROUNDS} rounds")
     if request.per_label < 1:
         raise PolicyError(f"per_label: found {request.per_label}; allowed: at least 1")
     _check_size(policy, request.per_label * labels, f"texts ({request.per_label} for each of {labels} labels)")
@@ -125,11 +128,21 @@ def check_learn(policy: Policy, request: Learn, records: int) -> None:
             )
 
 
-def check_evaluate(policy: Policy, request: Evaluate) -> None:
-    """Raises PolicyError where test counts do not leave."""
+def check_rows(data: LabelledTexts, labels: int) -> None:
+    """Raises PolicyError for generated rows whose label is none of the `labels` of the task."""
+    for row, label in enumerate(data.labels):
+        if not 0 <= label < labels:
+            raise PolicyError(f"data: row {row} has label {label}; allowed: 0 to {labels - 1}")
+
+
+def check_evaluate(policy: Policy, request: Evaluate, made: int = 0) -> None:
+    """Raises PolicyError where test counts do not leave, or not after the `made` measurements there were."""
     _check_method(policy, "evaluate")
     if not policy.share_metrics:
         raise PolicyError(f"test counts of model {request.model!r} do not leave this site: share_metrics is false in its policy")
+    if made >= policy.maximum_measurements:
+        most = policy.maximum_measurements
+        raise PolicyError(f"{made} measurements left this site; allowed: at most {most} (maximum_measurements in its policy)")
 
 
 def check_score(policy: Policy, texts: int, epsilon: float, records: int) -> None:

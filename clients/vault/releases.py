@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,35 @@ class Releases:
         kind, _, blob = file.read_bytes().partition(b"\n")
         return decode(kind.decode(), blob)
 
-    def keep(self, message_id: str, answer: Any) -> None:
-        """Store `answer` durably. Raises OSError when it cannot be written; then nothing must leave."""
+    def count(self) -> int:
+        """How many answers are kept."""
+        return len(list(self.folder.glob("*.release")))
+
+    def keep(self, message_id: str, answer: Any) -> Any:
+        """Store `answer` durably and return what may leave: `answer`, or the one that was stored for this id before.
+
+        Two trainings for one id may run at once; the charge pays for one release, so the first to be stored is everybody's answer.
+        Raises OSError when it cannot be written; then nothing must leave.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = self._file(message_id)
-        partial = file.with_suffix(f".{os.getpid()}")
-        with partial.open("wb") as out:
-            out.write(type(answer).__name__.encode() + b"\n" + encode(answer))
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
+        descriptor, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                out.write(type(answer).__name__.encode() + b"\n" + encode(answer))
+                out.flush()
+                os.fsync(out.fileno())
+            try:
+                os.link(partial, self._file(message_id))  # unlike a rename it fails where there is one already
+            except FileExistsError:
+                return self.find(message_id)
+        finally:
+            os.unlink(partial)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return answer
 
     def _file(self, message_id: str) -> Path:
         return self.folder / f"{hashlib.sha256(message_id.encode()).hexdigest()[:32]}.release"

@@ -68,6 +68,7 @@ class SLM:
             steps = report.steps
         if request.share_weights:
             self._shared[request.model] = trainable_arrays(model)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         save_model(model, self._tokenizer, self._folder / request.model)
         return steps
 
@@ -84,7 +85,7 @@ class SLM:
         return probabilities.argmax(axis=1) == np.array([record.label for record in records])
 
     def _kept(self, name: str) -> Path:
-        path = self._folder / name
+        path = self._folder / name  # messages hold no name that leads out of the folder
         if not (path / "config.json").is_file():
             raise PolicyError(f"this site keeps no model {name!r} for this run; it has to learn it first")
         return path

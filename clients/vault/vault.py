@@ -5,10 +5,14 @@ Only what a method returns can leave, and it returns only after the ledger has w
 
 from __future__ import annotations
 
+import logging
+import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, wraps
+from pathlib import Path
 from typing import Any
 
 from clients.vault import policy as rules
@@ -18,6 +22,7 @@ from clients.vault.policy import PolicyError
 from clients.vault.releases import Releases
 from clients.vault.slm import SLM
 from clients.vault.synthesis import write_demonstrations
+from conf.check import ConfigError
 from lm.accounting import BudgetError, Event
 from lm.dpsgd import planned_steps
 from lm.randomness import NoiseSource, SecureNoise, SeededNoise
@@ -26,9 +31,26 @@ from tasks.task import Split
 from wire.codec import Arrays
 from wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Synthesize, Synthesized
 
+FAILURES = "failures.log"  # in the site's folder, with tracebacks; may quote records
+_log = logging.getLogger(__name__)
+
+
+def _write_down(folder: Path, what: str) -> None:
+    """The exception being handled, to the site's own log and file."""
+    _log.exception("%s", what)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(os.open(folder / FAILURES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n{traceback.format_exc()}\n")
+    except OSError as failure:
+        _log.error("%s: cannot write %s: %s", what, folder / FAILURES, failure)
+
 
 def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a policy's, ledger's or data's no into a `Refused` answer with its reason."""
+    """Turn a policy's or ledger's no into a `Refused` answer with its reason, and any other failure into one without.
+
+    What training or reading raised may quote a record, and Flower sends an exception's text to the server: it stays in `FAILURES`.
+    """
 
     @wraps(method)
     def answer(self: Vault, *arguments: Any) -> Any:
@@ -40,6 +62,12 @@ def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
             refused = Refused(str(no), "budget")
         except LedgerError as no:
             refused = Refused(str(no), "ledger")
+        except ConfigError:
+            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} cannot use its data or models")
+            refused = Refused(f"{method.__name__}: this site's data or models cannot be used; its {FAILURES} says why", "data")
+        except Exception as failure:
+            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} failed")
+            refused = Refused(f"{method.__name__} failed with {type(failure).__name__}; the site's {FAILURES} says why", "error")
         return (refused, None) if method.__name__ == "learn" else refused
 
     return answer
@@ -52,6 +80,7 @@ class Vault:
         self.config = config
         self.task = build_task(config.task)
         self._releases = Releases(config.folder / "releases")
+        self._measurements = Releases(config.folder / "measurements")
 
     @cached_property
     def _records(self) -> Split:
@@ -87,6 +116,8 @@ class Vault:
         else:
             sigma = ledger.plan(request.epsilon, request.run, rate, steps, request.rounds - request.round)
             event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+        if event.kind == "none" and not self.config.policy.allow_unprotected:
+            raise PolicyError("this message was charged when the site allowed unprotected releases; it does not any more")
         count = request.per_label * len(self.task.labels)
         charge = ledger.charge(request.message_id, request.run, "dp-sgd", event, count, epsilon_run=request.epsilon)
         data, dropped, report = write_demonstrations(
@@ -96,13 +127,14 @@ class Vault:
             self.config.generator,
             event.noise_multiplier,
             request.per_label,
-            self._randomness(request.message_id),
+            self._randomness(request.round),
             request.seed,
         )
         if event.kind != "none" and (report.steps, report.sample_rate) != (event.steps, event.sample_rate):
-            raise LedgerError(f"training ran {report.steps} steps at rate {report.sample_rate}, but {event.to_dict()} was charged; nothing was released")
+            ran = f"training ran {report.steps} steps at rate {report.sample_rate}"
+            raise LedgerError(f"{ran}, but {event.to_dict()} was charged; nothing was released")
         receipt = Receipt(
-            "dp-sgd" if event.kind != "none" else "none",
+            self._mechanism(event),
             charge.epsilon,
             delta,
             charge.epsilon_total,
@@ -113,9 +145,7 @@ class Vault:
             self.config.generator.clip,
             len(train),
         )
-        answer = Synthesized(data, receipt, dropped)
-        self._releases.keep(request.message_id, answer)
-        return answer
+        return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
 
     @refusing
     def learn(self, request: Learn, arrays: Arrays | None = None) -> tuple[Learned | Refused, Arrays | None]:
@@ -124,9 +154,11 @@ class Vault:
         split = self._records
         weights_policy, ledger_name = self._terms_of_weights()
         rules.check_learn(weights_policy, request, len(split.train))
+        rules.check_rows(request.data, len(self.task.labels))
         slm = self._slm(request.run)
         steps = slm.train(request, split, arrays or {})
-        learned = Learned(request.model, len(split.train) if request.private else 0, len(request.data), steps, time.monotonic() - began)
+        seconds = round(time.monotonic() - began, 1)  # no finer: it depends on the lengths of private texts
+        learned = Learned(request.model, len(split.train) if request.private else 0, len(request.data), steps, seconds)
         if not request.share_weights:
             return learned, None
         weights = slm.weights(request.model)
@@ -137,8 +169,14 @@ class Vault:
 
     @refusing
     def evaluate(self, request: Evaluate) -> Evaluated | Refused:
-        """Right answers of a kept model on the test split; for the pooled bound, by site."""
-        rules.check_evaluate(self.config.policy, request)
+        """Right answers of a kept model on the test split; for the pooled bound, by site.
+
+        A server may choose the model, so every count is an exact query of its choice to the test records: the policy says how many.
+        """
+        measured = f"{request.message_id} {request.model}"
+        if (earlier := self._measurements.find(measured)) is not None:
+            return earlier
+        rules.check_evaluate(self.config.policy, request, self._measurements.count())
         names = {self.task.domains[name]: name for name in self.task.clients} if self.config.pooled else {}
         correct: dict[str, int] = {}
         total: dict[str, int] = {}
@@ -146,7 +184,7 @@ class Vault:
             name = names.get(record.domain, self.config.client)
             correct[name] = correct.get(name, 0) + bool(right)
             total[name] = total.get(name, 0) + 1
-        return Evaluated(request.model, correct, total)
+        return self._measurements.keep(measured, Evaluated(request.model, correct, total))
 
     def _slm(self, run: str) -> SLM:
         return SLM(self.config.slm, len(self.task.labels), self.config.folder / "models" / run)
@@ -161,5 +199,10 @@ class Vault:
         policy = policy or self.config.policy
         return Ledger(self.config.folder / name, policy.epsilon_total, delta, policy.allow_unprotected)
 
-    def _randomness(self, message_id: str) -> NoiseSource:
-        return SeededNoise(self.config.seed, self.config.client, message_id) if self.config.seeded_noise else SecureNoise()
+    def _mechanism(self, event: Event) -> str:
+        if event.kind == "none":
+            return "none"
+        return "dp-sgd with seeded noise" if self.config.seeded_noise else "dp-sgd"  # whoever knows the seed can take the noise off
+
+    def _randomness(self, round: int) -> NoiseSource:
+        return SeededNoise(self.config.seed, self.config.client, round) if self.config.seeded_noise else SecureNoise()

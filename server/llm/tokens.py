@@ -1,11 +1,8 @@
-"""Text to token ids and back, and rows of token ids to batches."""
+"""Text to token ids and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
-
-import torch
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -32,23 +29,3 @@ def decoded_after(tokenizer: Any, anchor: list[int], new: list[int]) -> str:
     """Text of `new` as it follows the tokens `anchor`: some tokenizers drop the space at the start of what they decode."""
     head, whole = decoded(tokenizer, anchor), decoded(tokenizer, anchor + new)
     return whole[len(head) :] if whole.startswith(head) else decoded(tokenizer, new)
-
-
-def left_padded(rows: list[list[int]], room: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids [B, T], attention mask [B, T + room] (1 over the room), position ids [B, T]. Padding is masked; its id is 0."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * (len(row) + room) for row in rows])
-    return tokens, mask, (mask[:, :width].cumsum(dim=1) - 1).clamp_min(0)
-
-
-def batches(rows: list[Any], length: Callable[[Any], int], limit: int) -> Iterator[list[Any]]:
-    """The rows, longest first, in batches of at most `limit` cells (rows x the longest row), at least one row each."""
-    batch: list[Any] = []
-    for row in sorted(rows, key=length, reverse=True):
-        if batch and length(batch[0]) * (len(batch) + 1) > limit:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

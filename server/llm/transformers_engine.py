@@ -1,34 +1,20 @@
-"""The engine for weights on this machine: batched sampling with its own decode loop, and log-probabilities of given text."""
+"""The engine for weights on this machine: batched sampling, and log-probabilities of given text."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 
+from lm.batch import by_length, pad, positions
+from lm.decode import Answer, AnyStepper, Ask, decode, forward, stepper
+from lm.sample import end_tokens
 from server.llm.base import Completion, Progress, Request
-from server.llm.key_value_cache import roomy_cache
-from server.llm.sampling import draw, uniforms
-from server.llm.tokens import batches, decoded, decoded_after, encode, left_padded, start_tokens
+from server.llm.tokens import decoded, decoded_after, encode, start_tokens
 
 LOGITS_BYTES = 256 * 2**20  # scoring holds at most this much of float32 logits at once [O]
-
-
-@dataclass
-class _Row:
-    """One request on its way: what it was asked, its prompt's tokens, and what it has drawn so far."""
-
-    index: int
-    request: Request
-    prompt: list[int]
-    new: list[int] = field(default_factory=list)
-
-    @property
-    def cells(self) -> int:
-        return len(self.prompt) + self.request.max_new_tokens
 
 
 class TransformersLLM:
@@ -48,131 +34,95 @@ class TransformersLLM:
     # -- Generation ------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
-        """One completion for each request, in their order. Requests that cannot run (see `_row`) finish with "error"."""
+        """One completion for each request, in their order. Requests that cannot run (see `_problem`) finish with "error".
+
+        A plain Llama decodes with a copy of its weights, made for this call; other models, and adapters, with their own forward.
+        """
         answers: list[Completion | None] = [None] * len(requests)
         new_tokens = done = 0
 
-        def finish(row: _Row, completion: Completion) -> None:
+        def finish(index: int, completion: Completion) -> None:
             nonlocal new_tokens, done
-            answers[row.index] = completion
+            answers[index] = completion
             new_tokens, done = new_tokens + completion.new_tokens, done + 1
             if progress:
                 progress(done, len(requests), new_tokens)
 
-        kinds: dict[tuple, list[_Row]] = {}
+        asks: dict[int, Ask] = {}
         for index, request in enumerate(requests):
-            row, problem = self._row(index, request)
-            if problem:
-                finish(row, Completion("", len(row.prompt), 0, "error", problem))
-            else:  # one way of drawing per batch: ties then break alike whatever the neighbours
-                kinds.setdefault((request.temperature == 0, request.top_k, request.top_p >= 1), []).append(row)
-        for rows in kinds.values():
-            for batch in batches(rows, lambda row: row.cells, self.batch_tokens):
-                self._decode_within_memory(batch, finish)
+            prompt = self._prompt(request)
+            if problem := self._problem(request, prompt):
+                finish(index, Completion("", len(prompt), 0, "error", problem))
+            else:
+                asks[index] = self._ask(request, tuple(prompt))
+        if asks:
+            order = list(asks)
+            run = AnyStepper(self.model) if isinstance(self.model, PeftModel) else stepper(self.model)
+            decode(
+                run,
+                list(asks.values()),
+                end_tokens(self.model, self.tokenizer),
+                batch_size=None,
+                batch_tokens=self.batch_tokens,
+                done=lambda at, answer: finish(order[at], self._completion(requests[order[at]], asks[order[at]].prompt, answer)),
+            )
         return answers  # type: ignore[return-value]
 
-    def _row(self, index: int, request: Request) -> tuple[_Row, str]:
-        """The tokenised request, and what is wrong with it ("" if nothing)."""
-        if self.form != "chat":
-            if not isinstance(request.prompt, str):
-                return _Row(index, request, []), "the prompt is a chat, but this model takes completion prompts (strings) only"
-            prompt = encode(self.tokenizer, request.prompt)
-        else:  # a string is one user turn
+    def _prompt(self, request: Request) -> list[int]:
+        """The prompt's tokens; none for a chat that this model does not take."""
+        if self.form == "chat":  # a string is one user turn
             turns = [("user", request.prompt)] if isinstance(request.prompt, str) else [(t.role, t.content) for t in request.prompt]
             turns = [{"role": role, "content": content} for role, content in turns]
             prompt = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-        row = _Row(index, request, list(prompt) or start_tokens(self.tokenizer))
-        if not row.prompt:
-            return row, "the prompt is empty and the tokenizer has no token to start a text with"
+        elif isinstance(request.prompt, str):
+            prompt = encode(self.tokenizer, request.prompt)
+        else:
+            return []
+        return list(prompt) or start_tokens(self.tokenizer)
+
+    def _problem(self, request: Request, prompt: list[int]) -> str:
+        """What is wrong with the request ("" if nothing)."""
+        if self.form != "chat" and not isinstance(request.prompt, str):
+            return "the prompt is a chat, but this model takes completion prompts (strings) only"
+        if not prompt:
+            return "the prompt is empty and the tokenizer has no token to start a text with"
         if request.max_new_tokens < 1:
-            return row, f"max_new_tokens: found {request.max_new_tokens}, allowed: 1 or more"
+            return f"max_new_tokens: found {request.max_new_tokens}, allowed: 1 or more"
         if request.temperature < 0 or request.top_k < 0 or not 0 < request.top_p <= 1:
             found = f"temperature {request.temperature}, top_k {request.top_k}, top_p {request.top_p}"
-            return row, f"found {found}; allowed: temperature >= 0, top_k >= 0, 0 < top_p <= 1"
-        if row.cells > self.context:
-            return row, (
-                f"the prompt has {len(row.prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together more than "
+            return f"found {found}; allowed: temperature >= 0, top_k >= 0, 0 < top_p <= 1"
+        if len(prompt) + request.max_new_tokens > self.context:
+            return (
+                f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.max_new_tokens}, together more than "
                 f"the context of {self.context} tokens; shorten the prompt or lower max_new_tokens"
             )
-        return row, ""
+        return ""
 
-    def _decode_within_memory(self, rows: list[_Row], finish: Callable[[_Row, Completion], None]) -> None:
-        """Decode; where the device has too little memory, in halves, from the start of each row that is not done."""
-        done: set[int] = set()
-        try:
-            return self._decode(rows, lambda row, completion: (done.add(row.index), finish(row, completion)))
-        except torch.OutOfMemoryError as failure:
-            message = str(failure).splitlines()[0]
-        left = [_Row(row.index, row.request, row.prompt) for row in rows if row.index not in done]
-        if len(rows) == 1:
-            return finish(left[0], Completion("", len(left[0].prompt), 0, "error", f"out of memory for one request: {message}"))
-        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-            if half:
-                self._decode_within_memory(half, finish)
+    def _ask(self, request: Request, prompt: tuple[int, ...]) -> Ask:
+        """The request for the decode loop, which ends it as soon as a stop string is there."""
+        stops = [stop for stop in request.stop if stop]
+        span = max((len(stop.encode()) for stop in stops), default=0) + 8  # tokens have a byte or more, so these few show it first
 
-    @torch.inference_mode()
-    def _decode(self, rows: list[_Row], finish: Callable[[_Row, Completion], None]) -> None:
-        """Prefill, then one token per step for every live row; a row leaves the batch and its cache in the step it ends."""
-        device, ends = self.model.device, self._end_tokens()
-        steps = max(row.request.max_new_tokens for row in rows)
-        tokens, mask, positions = (part.to(device) for part in left_padded([row.prompt for row in rows], room=steps))
-        width = tokens.shape[1]
-        cache = roomy_cache(self.model.config, width + steps)
-        temperature = torch.tensor([row.request.temperature for row in rows], device=device)
-        top_p = torch.tensor([row.request.top_p for row in rows], device=device)
-        stream = torch.zeros(len(rows), steps)
-        for number, row in enumerate(rows):
-            stream[number, : row.request.max_new_tokens] = uniforms(row.request.seed, row.request.max_new_tokens)
-        stream = stream.to(device)
-        for step in range(steps):
-            inputs = {"input_ids": tokens, "attention_mask": mask[:, : width + step], "position_ids": positions}
-            output = self._forward(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits = output.logits[:, -1].float()
-            broken = logits.sum(dim=-1).isnan().tolist()
-            if rows[0].request.temperature == 0:
-                drawn = logits.argmax(dim=-1)
-            else:
-                drawn = draw(logits, stream[:, step], temperature, rows[0].request.top_k, top_p)
-            live = []
-            for number, (row, token, nan) in enumerate(zip(rows, drawn.tolist(), broken, strict=True)):
-                row.new.append(token)
-                completion = self._failed(row) if nan else self._ended(row, token in ends)
-                if completion is None:
-                    live.append(number)
-                else:
-                    finish(row, completion)
-            if not live:
-                return
-            tokens, positions = drawn[:, None], positions[:, -1:] + 1
-            if len(live) < len(rows):
-                keep = torch.tensor(live, device=device)
-                cache.batch_select_indices(keep)
-                tokens, positions, mask, stream = tokens[keep], positions[keep], mask[keep], stream[keep]
-                temperature, top_p, rows = temperature[keep], top_p[keep], [rows[number] for number in live]
+        def stopped(new: list[int]) -> bool:
+            tail = decoded(self.tokenizer, [*prompt[-1:], *new][-span:])
+            return any(stop in tail for stop in stops) and self._text(request, prompt, new)[1]
 
-    def _failed(self, row: _Row) -> Completion:
-        return Completion("", len(row.prompt), len(row.new), "error", "the model's logits are not numbers; try precision fp32")
+        options = (request.max_new_tokens, request.temperature, request.top_k, request.top_p, request.seed)
+        return Ask(prompt, *options, stopped if stops else None)
 
-    def _ended(self, row: _Row, at_end_token: bool) -> Completion | None:
-        """The completion if the row's last token ended it, else None."""
-        request, full = row.request, len(row.new) == row.request.max_new_tokens
-        if not at_end_token and not full and not self._may_stop(row):
-            return None
-        text = decoded_after(self.tokenizer, row.prompt[-1:], row.new[:-1] if at_end_token else row.new)
+    def _text(self, request: Request, prompt: tuple[int, ...], new: Sequence[int]) -> tuple[str, bool]:
+        """The text of the new tokens up to its first stop string, and whether there was one."""
+        text = decoded_after(self.tokenizer, list(prompt[-1:]), list(new))
         cut = min((at for at in (text.find(stop) for stop in request.stop if stop) if at >= 0), default=None)
-        if cut is None and not at_end_token and not full:
-            return None
-        finish = "stop" if at_end_token or cut is not None else "length"
-        return Completion(text[:cut], len(row.prompt), len(row.new), finish)
+        return text[:cut], cut is not None
 
-    def _may_stop(self, row: _Row) -> bool:
-        """Whether a stop string may have appeared with the last token; looks at the last tokens only (each has a byte or more)."""
-        stops = [stop for stop in row.request.stop if stop]
-        if not stops:
-            return False
-        tail = (row.prompt[-1:] + row.new)[-max(len(stop.encode()) for stop in stops) - 8 :]
-        text = decoded(self.tokenizer, tail)
-        return any(stop in text for stop in stops)
+    def _completion(self, request: Request, prompt: tuple[int, ...], answer: Answer) -> Completion:
+        """What the caller gets; the end token counts as a new token."""
+        count = len(answer.tokens) + (answer.finish == "end")
+        if answer.error:
+            return Completion("", len(prompt), count, "error", answer.error)
+        text, cut = self._text(request, prompt, answer.tokens)
+        return Completion(text, len(prompt), count, "length" if answer.finish == "length" and not cut else "stop")
 
     # -- Scoring ---------------------------------------------------------------
 
@@ -201,9 +151,10 @@ class TransformersLLM:
         done = len(pairs) - len(rows)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         limit = max(1, LOGITS_BYTES // (4 * vocabulary))
-        for part in batches(rows, lambda row: len(row[1]), self.batch_tokens):
-            for batch in batches(part, lambda row: row[2] + 1, limit):
-                self._score(batch, scores)
+        for numbers in by_length([len(whole) for _, whole, _ in rows], None, self.batch_tokens):
+            part = [rows[number] for number in numbers]
+            for batch in by_length([count + 1 for _, _, count in part], None, limit):
+                self._score([part[number] for number in batch], scores)
                 done += len(batch)
                 if progress:
                     progress(done, len(pairs), 0)
@@ -212,9 +163,9 @@ class TransformersLLM:
     def _score(self, batch: list[tuple[int, list[int], int]], scores: list[float]) -> None:
         """Writes the batch's scores. Left padding puts all continuations at the end, so that only their logits are made."""
         keep = max(count for _, _, count in batch) + 1
-        tokens, mask, positions = (part.to(self.model.device) for part in left_padded([whole for _, whole, _ in batch]))
-        output = self._forward(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep)
-        logits = output.logits[:, -keep:-1].float()
+        tokens, mask = (part.to(self.model.device) for part in pad([whole for _, whole, _ in batch], 0, left=True))
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions(mask), "logits_to_keep": keep}
+        logits = forward(self.model, **inputs, use_cache=False).logits[:, -keep:-1].float()
         targets = tokens[:, 1 - keep :]
         each = logits.gather(2, targets[:, :, None])[:, :, 0] - torch.logsumexp(logits, dim=-1)
         for (index, _, count), row in zip(batch, each.double(), strict=True):
@@ -231,14 +182,3 @@ class TransformersLLM:
         self.model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _end_tokens(self) -> set[int]:
-        generation = getattr(self.model, "generation_config", None)
-        ends = getattr(generation, "eos_token_id", None)
-        return {*(ends if isinstance(ends, Iterable) else [ends]), self.tokenizer.eos_token_id} - {None}
-
-    def _forward(self, **inputs: Any) -> Any:
-        """The model's output; arguments that its architecture does not know (position_ids, logits_to_keep) are left out."""
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        known = inspect.signature(model.forward).parameters
-        return self.model(**{key: value for key, value in inputs.items() if key in known})

@@ -106,13 +106,14 @@ def test_planned_rounds_end_just_below_the_run_epsilon(ledger):
         ledger.charge("m2", "run", "dp-sgd", sgd(sigma), 10, epsilon_run=4.0)
 
 
-def test_a_second_run_gets_what_the_site_has_left(ledger):
-    alone = ledger.plan(6.0, "B", RATE, STEPS)
+def test_a_second_run_fits_beside_the_first_or_is_refused_in_advance(ledger):
     ledger.charge("a", "A", "dp-sgd", sgd(ledger.plan(6.0, "A", RATE, STEPS)), 10)
-    sigma = ledger.plan(6.0, "B", RATE, STEPS)
-    assert sigma > 1.05 * alone  # its own cap would allow `alone`; with run A that passes the site's 8
-    ledger.charge("b", "B", "dp-sgd", sgd(sigma), 10)
-    assert 7.99 < ledger.spent() <= 8.0
+    with pytest.raises(BudgetError, match=r"spent \S+: .* for run A .*; run B asks for epsilon 6, .* allowed: a run of epsilon (\S+) or less") as no:
+        ledger.plan(6.0, "B", RATE, STEPS)
+    left = float(str(no.value).split("a run of epsilon ")[1].split()[0])
+    assert left > 2.0  # composed: more than 8 - 6 is left
+    ledger.charge("b", "B", "dp-sgd", sgd(ledger.plan(left - 0.1, "B", RATE, STEPS)), 10)
+    assert 7.8 < ledger.spent() <= 8.0
     rows = ledger.summary()
     assert [(row.run, row.what, row.releases, row.released) for row in rows] == [("A", "dp-sgd", 1, 10), ("B", "dp-sgd", 1, 10)]
     assert rows[0].cumulated == rows[0].epsilon and rows[1].cumulated == ledger.spent() < rows[0].epsilon + rows[1].epsilon

@@ -81,3 +81,11 @@ def test_bucketing_saves_padding_and_stays_random():
 def test_no_rows_no_batches():
     with pytest.raises(ValueError, match="no rows"):
         next(endless_by_length([], 4, np.random.default_rng(0)))
+
+
+def test_batches_are_bounded_by_rows_and_by_cells():
+    lengths = [3, 9, 5, 1, 4, 30, 2]
+    assert by_length(lengths, 3) == [[5, 1, 2], [4, 0, 6], [3]]
+    assert by_length(lengths, None, 18) == [[5], [1, 2], [4, 0, 6, 3]]  # 1 row too long, 2 x 9, 4 x 4 cells
+    assert by_length(lengths, 3, 18) == [[5], [1, 2], [4, 0, 6], [3]]
+    assert by_length([], None, 18) == []

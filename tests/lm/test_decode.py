@@ -1,8 +1,11 @@
 """The decode loop against the library's own forward, row by row; and its laws of seeds, stopping and sampling."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from scipy import stats
 
 from lm.batch import pad
@@ -63,6 +66,96 @@ def test_llama_logits_equal_the_models(llama):
 def test_variants_of_llama_take_the_general_path(llama):
     assert is_plain_llama(llama())
     assert not is_plain_llama(llama(attention_bias=True)) and not is_plain_llama(llama(hidden_act="gelu"))
+
+
+@pytest.mark.parametrize("change", ["adapter", "hook", "forward", "bias", "activation", "precision"])
+def test_a_modified_llama_takes_the_general_path(llama, change):
+    model = llama()
+    assert isinstance(stepper(model), LlamaStepper)
+    layer = model.model.layers[1]
+    if change == "adapter":  # injected without a wrapper around the model
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["down_proj"]), model)
+    elif change == "hook":
+        layer.register_forward_hook(lambda *args: None)
+    elif change == "forward":
+        layer.mlp.forward = layer.mlp.forward
+    elif change == "bias":
+        layer.mlp.down_proj.bias = torch.nn.Parameter(torch.ones(32))
+    elif change == "activation":
+        layer.mlp.act_fn = torch.nn.GELU()
+    else:
+        layer.mlp.down_proj.bfloat16()
+    assert not is_plain_llama(model)
+
+
+def test_weights_too_large_to_copy_are_used_as_they_are(llama, monkeypatch):
+    model = llama()
+    weights = sum(weight.nbytes for weight in model.parameters())
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4 * weights, "SC_PHYS_PAGES": 1}.get)
+    assert isinstance(stepper(model), LlamaStepper)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4 * weights - 4, "SC_PHYS_PAGES": 1}.get)
+    assert isinstance(stepper(model), AnyStepper)
+
+
+@pytest.mark.parametrize("kind", [LlamaStepper, AnyStepper])
+@pytest.mark.parametrize("rows", [[0, 0, 1, 1, 2, 3, 3], [1, 0, 3, 2], [2, 2], [0, 1, 3]])
+def test_rows_can_repeat_and_change_places(llama, kind, rows):
+    model = llama()
+    run = kind(model)
+    with torch.inference_mode():
+        run.prefill(*pad(PROMPTS, 0, left=True), 4)
+        run.keep(torch.tensor(rows))
+        texts = [PROMPTS[row] for row in rows]
+        for token in (6, 8):
+            texts = [(*text, token + place) for place, text in enumerate(texts)]
+            logits = run.step(torch.tensor([text[-1] for text in texts]))
+            plain = torch.cat([model(input_ids=torch.tensor([text])).logits[:, -1] for text in texts])
+            assert torch.allclose(logits, plain, atol=1e-4), token
+
+
+def test_equal_prompts_are_computed_once_and_still_answered_apart(llama, monkeypatch):
+    run = stepper(llama())
+    asks = [Ask(PROMPTS[i % 3], 8, 1.0, 0, 1.0, seed=i) for i in range(12)]
+    alone = [decode(run, [ask], NEVER)[0] for ask in asks]
+    prefill, sizes = run.prefill, []
+    monkeypatch.setattr(run, "prefill", lambda ids, mask, room: sizes.append(len(ids)) or prefill(ids, mask, room))
+    assert decode(run, asks, NEVER) == alone and sizes == [3]
+    assert len({answer.tokens for answer in alone}) == 12
+
+
+@pytest.mark.parametrize("kind", [LlamaStepper, AnyStepper])
+def test_logits_that_are_not_numbers_end_their_row_alone(llama, kind):
+    model = llama(tied=False)
+    asks = [Ask((5, 6), 9, seed=1), Ask((7, 6), 9, seed=2), Ask((8,), 9, seed=3)]
+    sound = decode(kind(model), asks, NEVER)
+    others = {5, 6, 7, 8, *sound[0].tokens, *sound[2].tokens}
+    at, token = next((at, token) for at, token in enumerate(sound[1].tokens[:-1]) if token not in others)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    answers = decode(kind(model), asks, NEVER)
+    assert [answers[0], answers[2]] == [sound[0], sound[2]]
+    assert answers[1].tokens == sound[1].tokens[: at + 1] and answers[1].finish == "error" and "not numbers" in answers[1].error
+
+
+@pytest.mark.parametrize("kind", [LlamaStepper, AnyStepper])
+def test_a_batch_that_is_too_large_runs_in_halves(llama, kind, monkeypatch):
+    run = kind(llama())
+    asks = [Ask(PROMPTS[i % 4], 2 + i, 1.0, 0, 1.0, seed=i) for i in range(9)]
+    expected, told = decode(run, asks, NEVER), []
+    step = run.step
+
+    def small(tokens):
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("no room\nfor more")
+        return step(tokens)
+
+    monkeypatch.setattr(run, "step", small)
+    assert decode(run, asks, NEVER, done=lambda number, answer: told.append(number)) == expected
+    assert sorted(told) == list(range(9))  # each row is reported once
+    monkeypatch.setattr(run, "step", lambda tokens: small(range(9)))
+    answers = decode(run, [*asks, Ask((5,), 1)], NEVER)
+    assert {(answer.tokens, answer.error) for answer in answers[:-1]} == {((), "out of memory for one request: no room")}
+    assert answers[-1].finish == "length"  # needed no second step
 
 
 def test_end_tokens_and_own_tests_stop_a_row(llama):
@@ -137,3 +230,6 @@ def test_sampled_texts(llama, tokenizer):
     assert sample_texts(model, tokenizer, [], 9) == []
     with pytest.raises(ValueError, match="3 tokens and max_new_tokens is 62; together at most 64"):
         sample_texts(model, tokenizer, ["label good :"], 62)
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(RuntimeError, match="2 of 2 texts could not be sampled: the model's logits are not numbers"):
+        sample_texts(model, tokenizer, ["the", "label good :"], 9)

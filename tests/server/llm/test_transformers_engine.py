@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from lm.llama import LlamaStepper, is_plain_llama
 from server.llm import transformers_engine
 from server.llm.base import LLM, ChatTurn, Request, ScoresText
 from server.llm.transformers_engine import TransformersLLM
@@ -176,23 +177,47 @@ def test_memory_that_runs_out_halves_the_batch(llama, tokenizer, monkeypatch):
     llm = engine(llama, tokenizer)
     requests = [Request(p, max_new_tokens=25, seed=i) for i, p in enumerate(PROMPTS)]
     expected = llm.generate(requests)
-    forward, calls = llm._forward, [0]
+    run, sizes = LlamaStepper._run, []
 
-    def small_device(**inputs):
-        calls[0] += 1
-        if len(inputs["input_ids"]) > 2 and calls[0] % 3 == 0:  # in the middle of decoding
+    def small_device(self, ids, *inputs):
+        sizes.append(len(ids))
+        if len(ids) > 2 and len(sizes) % 3 == 0:  # in the middle of decoding
             raise torch.OutOfMemoryError("out of memory: tried to allocate 9 GiB")
-        return forward(**inputs)
+        return run(self, ids, *inputs)
 
-    monkeypatch.setattr(llm, "_forward", small_device)
-    assert llm.generate(requests) == expected
+    monkeypatch.setattr(LlamaStepper, "_run", small_device)
+    assert llm.generate(requests) == expected and sizes[0] == 7 and {2, 3, 4} & set(sizes)
 
-    def no_device(**inputs):
+    def no_device(self, *inputs):
         raise torch.OutOfMemoryError("out of memory: tried to allocate 9 GiB")
 
-    monkeypatch.setattr(llm, "_forward", no_device)
+    monkeypatch.setattr(LlamaStepper, "_run", no_device)
     answers = llm.generate(requests)
     assert all(answer.finish == "error" and "9 GiB" in answer.error for answer in answers)
+
+
+def test_the_weights_of_the_moment_decode(llama, tokenizer):
+    """In-place training, adapters and merging between calls all show; adapters run on the model itself, not on a merged copy."""
+    llm, request = engine(copy.deepcopy(llama), tokenizer), Request("good", max_new_tokens=20, temperature=0)
+    base = llm.model
+
+    def by_hand():
+        return greedy_by_hand(llm.model, tokenizer, "good", 20)
+
+    texts = [llm.generate([request])[0].text]
+    assert texts[-1] == by_hand()
+    base.lm_head.weight.data.mul_(-1)
+    texts.append(llm.generate([request])[0].text)
+    assert texts[-1] == by_hand()
+    llm.model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    seen = []
+    hook = llm.model.register_forward_hook(lambda *args: seen.append(1))
+    texts.append(llm.generate([request])[0].text)
+    hook.remove()
+    assert texts[-1] == by_hand() and seen
+    llm.model = llm.model.merge_and_unload()
+    assert llm.model is base and is_plain_llama(base)
+    assert llm.generate([request])[0].text == by_hand() and len(set(texts)) == 3
 
 
 def test_logits_that_are_not_numbers_are_an_error(tokenizer, llama):

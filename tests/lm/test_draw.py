@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from server.llm import sampling
-from server.llm.sampling import draw, uniforms
+import lm.draw
+from lm.draw import draw, uniforms
 
 
 def brute_force(logits, temperature, top_k, top_p):
@@ -40,7 +40,7 @@ def test_frequencies_are_the_exact_probabilities(temperature, top_k, top_p):
 
 
 def test_flat_distribution_needs_more_than_the_head(monkeypatch):
-    monkeypatch.setattr(sampling, "HEAD", 8)
+    monkeypatch.setattr(lm.draw, "HEAD", 8)
     logits = np.random.default_rng(1).normal(0, 0.1, 60)
     expected = brute_force(logits, 1.0, 0, 0.9)
     assert (expected > 0).sum() > 8

@@ -1,0 +1,58 @@
+"""The courier: every request gets an answer, and what the site does not do, or cannot, comes back as a reason without records."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+import conf
+from clients.app import app
+from clients.vault import synthesis
+from scripts.inprocess import InProcessGrid
+from wire.codec import pack, unpack
+from wire.messages import Introduce, Introduced, LabelledTexts, Receipt, Refused, Synthesize, Synthesized
+
+RECEIPT = Receipt("dp-sgd", 1.0, 1e-5, 1.0, 0)
+
+
+@pytest.fixture
+def tell(overrides):
+    """tell(content): the answer of the coffee site's courier."""
+    grid = InProcessGrid(app, 2, {"config": conf.dump(conf.compose(overrides))})
+
+    def asked(content):
+        (reply,) = grid.send_and_receive([grid.create_message(content, "query.synthesize", 1, "g")])
+        assert not reply.has_error(), reply.error
+        return unpack(reply.content)[0]
+
+    return asked
+
+
+def raw(kind, values):
+    blob = np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
+    return RecordDict({"kind": ConfigRecord({"type": kind}), "message": ArrayRecord({"json": Array(ndarray=blob)})})
+
+
+def test_a_request_for_a_folder_outside_is_refused_and_nothing_is_written(tell, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    for values in ({"model": "../../../x"}, {"model": "m", "run": "../.."}, {"model": "m", "start": "/etc"}):
+        answer = tell(raw("Learn", {"message_id": "a", "run": "r"} | values))
+        assert isinstance(answer, Refused) and answer.kind == "request" and "letters, digits, dots" in answer.reason
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_no_request_gets_an_answer_too(tell):
+    for content in (RecordDict(), raw("Exec", {}), pack(Refused("no")), pack(Synthesized(LabelledTexts(), RECEIPT))):
+        answer = tell(content)
+        assert isinstance(answer, Refused) and answer.kind == "request"
+
+
+def test_an_exception_in_training_reaches_the_server_without_its_text(tell, monkeypatch):
+    def crash(*_, **__):
+        raise ValueError("row 3: 'my private text' is odd")
+
+    monkeypatch.setattr(synthesis, "train_generator", crash)
+    assert tell(pack(Introduce("i", "r"))) == Introduced("coffee", "coffee")
+    answer = tell(pack(Synthesize("s", "r", 0, 1, 2, 8.0)))
+    assert answer == Refused("synthesize failed with ValueError; the site's failures.log says why", "error")

@@ -1,0 +1,75 @@
+"""Every YAML of every group composes, is valid, and lists the keys of its section, so that overrides need no `+`."""
+
+import itertools
+
+import pytest
+
+import conf
+from clients.vault.config import GeneratorConfig, PrivacyConfig
+from clients.vault.policy import Policy
+from conf.check import ConfigError, Section, check
+from lm.classify import SLMConfig
+from scripts.federation import FederationConfig
+from server.augment import AugmentConfig
+from server.curate import CurateConfig
+from server.llm.config import LLMConfig
+from strategies.config import FDKTConfig
+from tasks.config import TaskConfig
+
+SECTIONS = {
+    "strategy": FDKTConfig,
+    "task": TaskConfig,
+    "llm": LLMConfig,
+    "slm": SLMConfig,
+    "generator": GeneratorConfig,
+    "privacy": PrivacyConfig,
+    "federation": FederationConfig,
+}
+NEEDED = {"llm": ["llm.path=x", "llm.model=m", "llm.script=s.yaml"], "task": ["task.labels={0: a, 1: b}", "task.path=x", "task.dataset=d"]}
+
+
+@pytest.mark.parametrize(("group", "choice"), list(itertools.chain.from_iterable([(g, c) for c in conf.choices(g)] for g in SECTIONS)))
+def test_every_choice_is_valid(group, choice):
+    missing = [entry for entry in NEEDED.get(group, []) if choice in ("files", "hub", "transformers", "openai", "scripted")]
+    plain = [entry if conf_has(group, choice, entry) else f"+{entry}" for entry in missing]
+    check(SECTIONS[group], conf.compose([f"{group}={choice}", *plain])[group], group)
+
+
+def conf_has(group, choice, entry):
+    from omegaconf import OmegaConf
+
+    return entry.split("=")[0].split(".")[1] in OmegaConf.load(conf.FOLDER / group / f"{choice}.yaml")
+
+
+@pytest.mark.parametrize("group", ["strategy", "slm", "generator", "privacy", "federation", "task"])
+def test_the_default_choice_lists_every_key(group):
+    values = conf.compose(["task=files"])[group]
+    assert set(values) == set(SECTIONS[group].model_fields)
+
+
+def test_nested_sections_list_every_key_with_the_codes_defaults():
+    values = conf.compose([])
+    assert set(values["strategy"]["curate"]) == set(CurateConfig.model_fields)
+    assert set(values["strategy"]["augment"]) == set(AugmentConfig.model_fields)
+    assert set(values["privacy"]["policy"]) == set(Policy.model_fields)
+    assert CurateConfig(**values["strategy"]["curate"]) == CurateConfig()
+
+
+def test_a_run_config_of_flower_is_the_same_as_overrides():
+    expected = conf.compose(["privacy.epsilon=4.0", "seed=3", "federation=inprocess"])
+    assert conf.from_run_config({"overrides": "privacy.epsilon=4.0 seed=3 federation=inprocess", "config": ""}) == expected
+    assert conf.from_run_config({"overrides": "federation=inprocess", "privacy.epsilon": 4.0, "seed": 3}) == expected
+    assert conf.from_run_config({"config": conf.dump(expected)}) == expected
+
+
+def test_a_section_error_names_key_found_and_allowed():
+    class Toy(Section):
+        rounds: int
+        name: str = "x"
+
+    with pytest.raises(ConfigError, match=r"toy\.rounds: found 'many'; input should be a valid integer"):
+        check(Toy, {"rounds": "many"}, "toy")
+    with pytest.raises(ConfigError, match=r"toy\.rounds: missing"):
+        check(Toy, {}, "toy")
+    with pytest.raises(ConfigError, match=r"toy\.nmae: unknown key; did you mean name\?"):
+        check(Toy, {"rounds": 1, "nmae": "y"}, "toy")
