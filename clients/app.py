@@ -16,7 +16,7 @@ def handle(message: Message, context: Context) -> Message:
         request, arrays = unpack(message.content)
     except WireError as failure:
         return Message(pack(Refused(str(failure), "request")), reply_to=message)
-    vault = simulated_vault(context, pooled=getattr(request, "scope", "own") == "pooled")
+    vault = simulated_vault(context, pooled=isinstance(request, Learn) and request.scope == "pooled")
     returned = None
     match request:
         case Introduce():

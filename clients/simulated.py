@@ -58,5 +58,6 @@ def _open(dumped: str, partition: int, run_id: int) -> Vault:
             seeded_noise=privacy.seeded_noise,
             counterfactual_baselines=privacy.counterfactual_baselines,
             pooled=partition < 0,
+            pooled_folder=sites / POOLED_FOLDER,
         )
     )

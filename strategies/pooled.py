@@ -12,4 +12,4 @@ def pooled(moves: Moves) -> None:
         return Learn(moves.message_id("learn-pooled", site), moves.sites.run_id, "pooled", scope="pooled", seed=moves.seed)
 
     moves.teach("pooled", request, only=first)
-    moves.measure("pooled", only=first, scope="pooled")
+    moves.measure("pooled", scope="pooled")

@@ -71,6 +71,7 @@ class SiteConfig:
     seeded_noise: bool = False
     counterfactual_baselines: bool = False
     pooled: bool = False
+    pooled_folder: Path | None = None  # a simulation's: where the pooled bound's models are, to be measured at every site
 
 
 def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:

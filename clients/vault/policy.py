@@ -31,7 +31,6 @@ class PolicyError(Exception):
 class Policy(Section):
     """The `policy` section of a site. All defaults are our choice [O] and on the careful side."""
 
-    strategies: tuple[str, ...] | None = None  # null: any
     methods: tuple[Method, ...] = ("synthesize", "score", "learn", "evaluate", "answer")
     epsilon_per_run: float = 8.0
     epsilon_total: float = 8.0  # over everything the site ever releases
@@ -93,12 +92,6 @@ def delta_for(policy: Policy, records: int, asked: float | None = None) -> float
             f"allowed: a smaller delta, or allow_large_delta in the site's policy"
         )
     return delta
-
-
-def check_strategy(policy: Policy, strategy: str) -> None:
-    """Raises PolicyError for a strategy that is not on the site's list."""
-    if policy.strategies is not None and strategy not in policy.strategies:
-        raise PolicyError(f"strategy {strategy!r} is not allowed here; allowed: {', '.join(policy.strategies) or 'none'}")
 
 
 def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: int) -> None:

@@ -169,7 +169,7 @@ class Vault:
 
     @refusing
     def evaluate(self, request: Evaluate) -> Evaluated | Refused:
-        """Right answers of a kept model on the test split; for the pooled bound, by site.
+        """Right answers of a kept model (or of the simulation's pooled one) on the site's test split.
 
         A server may choose the model, so every count is an exact query of its choice to the test records: the policy says how many.
         """
@@ -177,17 +177,18 @@ class Vault:
         if (earlier := self._measurements.find(measured)) is not None:
             return earlier
         rules.check_evaluate(self.config.policy, request, self._measurements.count())
-        names = {self.task.domains[name]: name for name in self.task.clients} if self.config.pooled else {}
-        correct: dict[str, int] = {}
-        total: dict[str, int] = {}
-        for record, right in zip(self._records.test, self._slm(request.run).right(request.model, self._records.test), strict=True):
-            name = names.get(record.domain, self.config.client)
-            correct[name] = correct.get(name, 0) + bool(right)
-            total[name] = total.get(name, 0) + 1
-        return self._measurements.keep(measured, Evaluated(request.model, correct, total))
+        if request.scope == "pooled" and self.config.pooled_folder is None:
+            raise PolicyError("only a simulation has a model of all sites' records together")
+        folder = self.config.pooled_folder if request.scope == "pooled" else self.config.folder
+        right = self._slm(request.run, folder).right(request.model, self._records.test)
+        name = self.config.client
+        return self._measurements.keep(measured, Evaluated(request.model, {name: int(right.sum())}, {name: len(right)}))
 
-    def _slm(self, run: str) -> SLM:
-        return SLM(self.config.slm, len(self.task.labels), self.config.folder / "models" / run)
+    def _slm(self, run: str, folder: Path | None = None) -> SLM:
+        config = self.config.slm
+        if self.config.pooled:  # an upper bound: it may take as many steps as all sites together
+            config = config.model_copy(update={"max_steps": config.max_steps * len(self.task.clients)})
+        return SLM(config, len(self.task.labels), (folder or self.config.folder) / "models" / run)
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
         """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open ones of what would have left."""

@@ -13,7 +13,6 @@ from clients.vault.policy import (
     check_evaluate,
     check_learn,
     check_score,
-    check_strategy,
     check_synthesize,
     delta_for,
 )
@@ -36,7 +35,6 @@ def refusal(function, *arguments) -> str:
 
 def test_defaults_grant_a_plain_run():
     policy = Policy()
-    check_strategy(policy, "anything")
     check_synthesize(policy, request(), N, labels=2)
     check_learn(policy, Learn("m", "r", "fdkt"), N)
     check_evaluate(policy, Evaluate("m", "r", "fdkt"))
@@ -90,10 +88,7 @@ def test_a_delta_of_one_over_n_needs_leave():
     assert "1 / n" in refusal(check_synthesize, Policy(delta=1e-2), request(), N, 2)
 
 
-def test_strategies_and_methods_that_are_not_listed():
-    assert refusal(check_strategy, Policy(strategies=("fdkt", "crosslm")), "fedavg").endswith("allowed: fdkt, crosslm")
-    check_strategy(Policy(strategies=["fdkt"]), "fdkt")
-    assert "allowed: none" in refusal(check_strategy, Policy(strategies=()), "fdkt")
+def test_methods_that_are_not_listed():
     none = Policy(methods=(), share_scores=True, share_questions="gateway_only")
     for name, function, arguments in (
         ("synthesize", check_synthesize, (request(), N, 2)),
