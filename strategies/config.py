@@ -22,7 +22,7 @@ class FDKTConfig(Section):
     weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_i) + lambda * CE(D_a,i); METHODS: our choice
     order: Literal["together", "generated_first"] = "together"
     fedavg_rounds: int = pydantic.Field(3, ge=1)
-    fedavg_epochs: float = pydantic.Field(4.0, gt=0)  # of local training in each round [O]
+    fedavg_part: float = pydantic.Field(1.0, gt=0, le=1)  # of a local training in each round [O]
     baselines: Mapping[str, bool] = {}
     curate: Mapping[str, Any] = {}
     augment: Mapping[str, Any] = {}

@@ -26,7 +26,7 @@ def fdkt(moves: Moves, config: FDKTConfig) -> None:
         "local": lambda: local(moves),
         "dp_only": lambda: dp_only(moves, demonstrations),
         "zero_shot": lambda: zero_shot(moves),
-        "fedavg": lambda: fedavg(moves, config.fedavg_rounds, config.fedavg_epochs),
+        "fedavg": lambda: fedavg(moves, config.fedavg_rounds, config.fedavg_part),
         "pooled": lambda: pooled(moves),
     }
     for name, baseline in baselines.items():

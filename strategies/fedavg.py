@@ -11,8 +11,8 @@ from wire.codec import Arrays
 from wire.messages import Learn
 
 
-def fedavg(moves: Moves, rounds: int, epochs: float) -> None:
-    """Every round all sites train `epochs` on their records from the average; the last average is measured at every site."""
+def fedavg(moves: Moves, rounds: int, part: float) -> None:
+    """Every round all sites do `part` of a local training from the average; the last average is measured at every site."""
     average: Arrays = {}
     for round in range(rounds + 1):
         phase = f"learn-fedavg-{round}"
@@ -24,7 +24,7 @@ def fedavg(moves: Moves, rounds: int, epochs: float) -> None:
                 moves.sites.run_id,
                 "fedavg",
                 private=not last,
-                epochs=epochs,
+                part=part,
                 share_weights=not last,
                 seed=moves.seed,
             )

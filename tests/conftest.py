@@ -68,6 +68,8 @@ def overrides(tiny_model, private_csv, tmp_path):
         "slm.max_steps=6",
         f"generator.path={tiny_model}",
         "generator.epochs=2",
+        "generator.steps=null",
+        "slm.min_steps=0",
         "generator.max_new_tokens=16",
         "generator.attempts=2",
         "strategy.demonstrations_per_label=6",

@@ -128,7 +128,7 @@ class Learn:
     weight: float = 1.0  # lambda of L = CE(D_private) + lambda * CE(D_generated)
     order: str = "together"  # or "generated_first"
     start: str | None = None  # continue from this model of the site; None: the SLM's public start
-    epochs: float | None = None  # None: the site's own setting
+    part: float = 1.0  # of the steps that the site plans for such a training
     share_weights: bool = False  # return the trainable weights (FedAvg); the policy must agree
     scope: str = "own"  # "pooled": all sites' records together, an upper bound that only a simulation can measure
     seed: int = 0
@@ -139,8 +139,8 @@ class Learn:
             raise ValueError(f"weight: found {self.weight}; allowed: a finite number of 0 or more")
         if self.order not in ("together", "generated_first"):
             raise ValueError(f"order: found {self.order!r}; allowed: together, generated_first")
-        if self.epochs is not None and not (math.isfinite(self.epochs) and self.epochs > 0):
-            raise ValueError(f"epochs: found {self.epochs}; allowed: a finite number above 0, or none for the site's own")
+        if not 0 < self.part <= 1:
+            raise ValueError(f"part: found {self.part}; allowed: above 0, at most 1")
 
 
 @dataclass(frozen=True)

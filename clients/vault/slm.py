@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clients.vault.policy import PolicyError
-from lm.classify import Examples, SLMConfig, predict_probabilities, prepare_classifier, train_classifier
+from lm.classify import Examples, SLMConfig, planned_training_steps, predict_probabilities, prepare_classifier, train_classifier
 from lm.load import load_classifier, load_tokenizer
 from lm.randomness import derive
 from lm.save import save_model, set_trainable_arrays, trainable_arrays
@@ -43,8 +43,10 @@ class SLM:
         config = self._config
         if sharing:
             config = config.model_copy(update={"method": config.share, "select": "last"})
-        if request.epochs is not None:
-            config = config.model_copy(update={"epochs": request.epochs})
+        if request.part < 1:
+            planned = planned_training_steps(config, len(split.train) if request.private else 0, len(request.data))
+            steps = max(1, round(request.part * planned))
+            config = config.model_copy(update={"min_steps": steps, "max_steps": steps})
         start = self._path if request.start is None else str(self._kept(request.start))
         model = load_classifier(start, self._classes, derive(request.seed, "head"), self._tokenizer)
         model = prepare_classifier(model, config, derive(request.seed, "adapter"))

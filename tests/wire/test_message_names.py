@@ -31,7 +31,7 @@ def test_names_of_a_run_pass():
     for message in (
         Introduce("0a1b/introduce/1", "0a1b"),
         Synthesize("0a1b/synthesize-0/Küche & Bad/../x", "0a1b", 0, 1, 3, 8.0),  # an id is hashed, never a path
-        Learn("0a1b/learn-fdkt/a", "0a1b", "fdkt", start="fdkt-round-0", epochs=0.5, weight=0.0, order="generated_first"),
+        Learn("0a1b/learn-fdkt/a", "0a1b", "fdkt", start="fdkt-round-0", part=0.5, weight=0.0, order="generated_first"),
         Evaluate("i", "0a1b", "fdkt", "pooled"),
     ):
         assert unpack(pack(message))[0] == message
@@ -49,8 +49,8 @@ def test_message_ids_are_short_lines(message_id):
     [
         ('"weight": NaN', "weight: found nan"),
         ('"weight": -1', "weight: found -1"),
-        ('"epochs": 0', "epochs: found 0"),
-        ('"epochs": Infinity', "epochs: found inf"),
+        ('"part": 0', "part: found 0"),
+        ('"part": Infinity', "part: found inf"),
         ('"order": "both"', "order: found 'both'; allowed: together, generated_first"),
         ('"scope": "all"', "scope: found 'all'; allowed: own, pooled"),
         (f'"seed": {"1" * 5000}', "unreadable"),
