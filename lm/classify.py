@@ -131,9 +131,7 @@ def train_classifier(
     stages = [stage for stage in ([part for part in stage if part[0]] for stage in stages) if stage]
     if not stages:
         raise ValueError("found no private and no generated texts to train on")
-    lengths = [
-        planned_training_steps(config, len(stage[0][0].ids), len(stage[1][0].ids) if len(stage) > 1 else 0) for stage in stages
-    ]
+    lengths = [planned_training_steps(config, len(stage[0][0].ids), len(stage[1][0].ids) if len(stage) > 1 else 0) for stage in stages]
     keeper = _Keeper(model, held if config.select == "best" else None, config, tokenizer.pad_token_id)
     done = 0
     with torch.random.fork_rng(devices=[]), eager_attention(model):

@@ -83,9 +83,7 @@ def autocast(precision: str, device: torch.device):
 def token_loss(model, ids: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
     """Cross-entropy (nats) of every next token; ids and labels [batch, length], labels not shifted, -100 left out."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction
-    )
+    return functional.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 @torch.inference_mode()
@@ -150,9 +148,7 @@ class _Training:
         self.device = pick_device(config.device)
         state = load_checkpoint(self.checkpoints)
         if state and state["fingerprint"] != self.identity:
-            raise ValueError(
-                f"{config.out}: its checkpoint is of a run with other text or settings, choose another out"
-            )
+            raise ValueError(f"{config.out}: its checkpoint is of a run with other text or settings, choose another out")
         kept = str(self.checkpoints / "tokenizer") if state else config.tokenizer
         texts = [document.text for document in trained]
         self.tokenizer = load_tokenizer(config.start, kept, texts, config.vocab_size, max(512, config.block))
@@ -261,9 +257,7 @@ class _Training:
         self.model.eval()
         with autocast(self.config.precision, self.device):
             held = held_out_loss(self.model, self.held, self.config.batch, self.device) if len(self.held.ids) else None
-            accuracy = (
-                probe_accuracy(self.model, self.tokenizer, self.probed, self.config.block) if self.probed else None
-            )
+            accuracy = probe_accuracy(self.model, self.tokenizer, self.probed, self.config.block) if self.probed else None
         position = self.position
         measured = Measurement(position.step, position.tokens, position.seconds, held, accuracy)
         self.measurements.append(measured)

@@ -71,9 +71,7 @@ def pack(documents: Sequence[np.ndarray], length: int, pad: int, order: Sequence
     return Blocks(ids, used)
 
 
-def epoch_blocks(
-    documents: Sequence[np.ndarray], repeats: Sequence[int], length: int, pad: int, seed: int, epoch: int
-) -> Blocks:
+def epoch_blocks(documents: Sequence[np.ndarray], repeats: Sequence[int], length: int, pad: int, seed: int, epoch: int) -> Blocks:
     """One epoch: every document as often as it repeats, packed in an order that depends on (seed, epoch) only."""
     random = np.random.default_rng([seed, 1, epoch])
     order = random.permutation(np.repeat(np.arange(len(documents)), repeats))

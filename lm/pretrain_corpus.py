@@ -42,9 +42,7 @@ class Source:
         if self.style not in STYLES:
             raise ValueError(f"{self.path}: style is {self.style!r}, allowed are {', '.join(STYLES)}")
         if self.repeat < 1 or self.max_words < 0:
-            raise ValueError(
-                f"{self.path}: repeat is {self.repeat} and max_words {self.max_words}, allowed are >= 1, >= 0"
-            )
+            raise ValueError(f"{self.path}: repeat is {self.repeat} and max_words {self.max_words}, allowed are >= 1, >= 0")
         for column, values in self.contrast.items():
             header = self.template.partition("{" + self.text + "}")[0]
             if len(self.contrast) > 1 or len(set(values)) < 2 or "{" + column + "}" not in header:
@@ -95,9 +93,7 @@ def source_from_mapping(entry: Mapping, where: str) -> Source:
     values = dict(entry)
     for key in ("keep", "exclude", "contrast"):
         columns = values.get(key, {})
-        values[key] = {
-            c: tuple(str(v) for v in (vs if isinstance(vs, list | tuple) else [vs])) for c, vs in columns.items()
-        }
+        values[key] = {c: tuple(str(v) for v in (vs if isinstance(vs, list | tuple) else [vs])) for c, vs in columns.items()}
     values["set"] = {column: str(value) for column, value in values.get("set", {}).items()}
     values["map"] = {c: {str(old): str(new) for old, new in m.items()} for c, m in values.get("map", {}).items()}
     return Source(**values)
@@ -270,10 +266,6 @@ def read_corpus(sources: Sequence[Source], root: Path, forbidden: Sequence[Sourc
             else:
                 seen.add(form)
                 worded = word_row(source, row, f"{root / source.path}: row {number}")
-                documents.append(
-                    Document(fill_template(source.template, worded), source.repeat, source.held_out, worded, source)
-                )
-        counts.append(
-            SourceCount(source.path, rows, refused, blocked, repeated, len(documents) - before, source.repeat)
-        )
+                documents.append(Document(fill_template(source.template, worded), source.repeat, source.held_out, worded, source))
+        counts.append(SourceCount(source.path, rows, refused, blocked, repeated, len(documents) - before, source.repeat))
     return Corpus(tuple(documents), tuple(counts))

@@ -128,17 +128,11 @@ def model_card(
         "",
         "| file | rows | refused by filters | forbidden text | repeated text | documents | times per epoch |",
         "|---|---|---|---|---|---|---|",
-        *(
-            f"| {c.path} | {c.rows} | {c.filtered} | {c.forbidden} | {c.repeated} | {c.documents} | {c.repeat} |"
-            for c in counts
-        ),
+        *(f"| {c.path} | {c.rows} | {c.filtered} | {c.forbidden} | {c.repeated} | {c.documents} | {c.repeat} |" for c in counts),
         "",
         "| step | tokens | minutes | held-out loss | probe accuracy |",
         "|---|---|---|---|---|",
-        *(
-            f"| {m.step} | {m.tokens} | {m.seconds / 60:.1f} | {_show(m.held_out_loss)} | {_show(m.probe_accuracy)} |"
-            for m in measurements
-        ),
+        *(f"| {m.step} | {m.tokens} | {m.seconds / 60:.1f} | {_show(m.held_out_loss)} | {_show(m.probe_accuracy)} |" for m in measurements),
         "",
         "Held-out loss is nats per token. The model this one started from may have seen the held-out documents.",
         "",

@@ -65,9 +65,7 @@ def text_log_likelihoods(model, tokenizer, worded: Sequence[tuple[str, int]], ma
     return text_scores(model, tokenizer, worded, max_length)[0].cpu()
 
 
-def text_scores(
-    model, tokenizer, worded: Sequence[tuple[str, int]], max_length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def text_scores(model, tokenizer, worded: Sequence[tuple[str, int]], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of log p(token | everything before) over the text's tokens, their number), float32 [len(worded)] each.
 
     Differentiable. Texts are cut to `max_length` tokens. A token counts as text when it ends after the header's last
@@ -88,9 +86,7 @@ def text_scores(
     counted = mask & (batch["offset_mapping"][..., 1] > headers)
     targets = ids.masked_fill(~counted, IGNORED)[:, 1:].to(model.device)
     logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1]
-    losses = functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+    losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return -losses.view(targets.shape).sum(dim=1), (targets != IGNORED).sum(dim=1).float()
 
 

@@ -96,9 +96,7 @@ def load_model(start: str, tokenizer: PreTrainedTokenizerBase, max_positions: in
     elif Path(start).is_file() or (Path(start) / "config.json").is_file():
         config = AutoConfig.from_pretrained(start, local_files_only=True)
     else:
-        raise ValueError(
-            f"start is {start!r}: no folder with weights, no config.json, and no size (sizes: {', '.join(PRESETS)})"
-        )
+        raise ValueError(f"start is {start!r}: no folder with weights, no config.json, and no size (sizes: {', '.join(PRESETS)})")
     config.vocab_size = len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id

@@ -64,9 +64,7 @@ def sample_texts(
     if failed := [answer.error for answer in answers if answer.error]:
         raise RuntimeError(f"{len(failed)} of {len(asks)} texts could not be sampled: {failed[0]}")
     texts = [tokenizer.decode(list(answer.tokens), skip_special_tokens=True).strip() for answer in answers]
-    return [
-        SampledText(text, answer.finish == "end", len(answer.tokens)) for text, answer in zip(texts, answers, strict=True)
-    ]
+    return [SampledText(text, answer.finish == "end", len(answer.tokens)) for text, answer in zip(texts, answers, strict=True)]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -39,7 +39,13 @@ def run_inprocess(server_app: Any, client_app: Any, config: Mapping[str, Any], n
 
 
 def run_simulation(
-    server_app: Any, client_app: Any, run_config: Mapping[str, Any], nodes: int, backend: Mapping[str, Any], app_folder: Path, level: int = logging.ERROR
+    server_app: Any,
+    client_app: Any,
+    run_config: Mapping[str, Any],
+    nodes: int,
+    backend: Mapping[str, Any],
+    app_folder: Path,
+    level: int = logging.ERROR,
 ) -> None:
     """Flower's simulation engine on Ray. Raises what the ServerApp raises.
 
@@ -48,8 +54,8 @@ def run_simulation(
     """
     from flwr.app import Context, RecordDict
     from flwr.common import EventType
-    from flwr.simulation.run_simulation import _run_simulation
     from flwr.common.constant import SUPERLINK_NODE_ID
+    from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.constant import NOOP_FEDERATION_ID
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity

@@ -28,9 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--config", type=Path, help="YAML file with any of the settings below; arguments win over it")
     made.add_argument("--out", type=Path, required=True, help="folder for checkpoint/, latest and final/")
     made.add_argument("--from", dest="start", help="folder with weights, config.json, or a size (tiny 2m 5m 12m 30m)")
-    made.add_argument(
-        "--data", action="append", help="path=FILE,template=...,map.label.0=negative,... (repeatable, replaces sources)"
-    )
+    made.add_argument("--data", action="append", help="path=FILE,template=...,map.label.0=negative,... (repeatable, replaces sources)")
     made.add_argument("--root", type=Path, help="folder that the paths of the sources start in")
     made.add_argument("--tokenizer", help="folder of a tokenizer; without it and without weights one is trained")
     made.add_argument("--vocab-size", type=int, help="size of a trained tokenizer")
@@ -168,9 +166,7 @@ def main(argv: list[str]) -> int:
     finally:
         if display.bar:
             display.bar.stop()
-    console.print(
-        f"{result.folder}: {result.position.tokens} tokens, held-out loss {result.held_out_loss}", soft_wrap=True
-    )
+    console.print(f"{result.folder}: {result.position.tokens} tokens, held-out loss {result.held_out_loss}", soft_wrap=True)
     return 0
 
 

@@ -76,7 +76,9 @@ def _check_words(arguments: list[str]) -> None:
         if argument.startswith("-"):
             continue
         if "=" not in argument:
-            raise ConfigError(f"{argument!r} is neither a command ({', '.join(COMMANDS)}) nor an override such as seed=1; see fedduet --help")
+            raise ConfigError(
+                f"{argument!r} is neither a command ({', '.join(COMMANDS)}) nor an override such as seed=1; see fedduet --help"
+            )
         key, value = argument.split("=", 1)
         if key in ("strategy", "task", "llm", "slm", "generator", "privacy", "federation"):
             for choice in value.split(","):

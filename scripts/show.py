@@ -63,7 +63,9 @@ class Display:
         elif kind == "phase_reused":
             self._print(f"[dim]kept {phase} from an earlier start[/]")
         elif kind == "failure":
-            self._print(f"[red]left out[/] {entry['client'] or entry['phase']}: {entry['reason']} [dim]({entry['phase']}, {entry['kind']})[/]")
+            self._print(
+                f"[red]left out[/] {entry['client'] or entry['phase']}: {entry['reason']} [dim]({entry['phase']}, {entry['kind']})[/]"
+            )
         elif kind == "warning":
             self._print(f"[yellow]warning[/] {entry['message']}")
         elif kind == "accuracy":

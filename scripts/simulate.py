@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--app", type=Path, default=Path("."), help="folder with the pyproject.toml of the app")
     made.add_argument("--num-supernodes", type=int, required=True, help="virtual clients")
     made.add_argument("--run-config", action="append", default=[], help="'key=value key=value' in TOML, or a TOML file; repeatable")
-    made.add_argument("--backend-config", default="{}", help="JSON for Flower's Ray backend, e.g. '{\"client_resources\": {\"num_cpus\": 2}}'")
+    made.add_argument(
+        "--backend-config", default="{}", help='JSON for Flower\'s Ray backend, e.g. \'{"client_resources": {"num_cpus": 2}}\''
+    )
     made.add_argument("--verbose", action="store_true", help="show Flower's own log")
     return made
 

@@ -63,14 +63,14 @@ class LLMCloud:
     def curate(self, phase: str, demonstrations: Texts) -> Texts:
         """Group and judge all sites' demonstrations together; each site gets back its own that were kept."""
         pool = [one for site, data in sorted(demonstrations.items()) for one in self._as_demonstrations(site, data)]
-        result: Curated = curate(
-            pool, self._task, self.llm(), self._embed, self._curate, derive(self._seed, phase), self._progress(phase)
-        )
+        result: Curated = curate(pool, self._task, self.llm(), self._embed, self._curate, derive(self._seed, phase), self._progress(phase))
         self._run.event("curated", phase=phase, counts=dict(result.counts))
         if result.counts.get("empty_labels"):
             self._warn(f"{phase}: {result.counts['empty_labels']} (domain, label) pairs have no demonstration")
         return {
-            site: LabelledTexts([one.text for one in result.kept if one.client == site], [one.label for one in result.kept if one.client == site])
+            site: LabelledTexts(
+                [one.text for one in result.kept if one.client == site], [one.label for one in result.kept if one.client == site]
+            )
             for site in demonstrations
         }
 

@@ -100,7 +100,9 @@ class Moves:
         self.accuracy[model] = {name: correct / total for name, (correct, total) in counts.items() if total}
         self.run.event("accuracy", model=model, by_site=self.accuracy[model])
 
-    def ask(self, phase: str, request: Callable[[str], Any], only: Sequence[str] | None = None, arrays: Arrays | None = None) -> dict[str, tuple[Any, Arrays]]:
+    def ask(
+        self, phase: str, request: Callable[[str], Any], only: Sequence[str] | None = None, arrays: Arrays | None = None
+    ) -> dict[str, tuple[Any, Arrays]]:
         """Ask the sites something whose answer is not kept (weights, say)."""
         return self.sites.ask(phase, request, only, arrays)
 

@@ -66,7 +66,9 @@ class Sites:
                 )
             time.sleep(self._config.poll)
 
-    def ask(self, phase: str, request: Callable[[str], Any], only: Sequence[str] | None = None, arrays: Arrays | None = None) -> dict[str, tuple[Any, Arrays]]:
+    def ask(
+        self, phase: str, request: Callable[[str], Any], only: Sequence[str] | None = None, arrays: Arrays | None = None
+    ) -> dict[str, tuple[Any, Arrays]]:
         """Send `request(site)` to every site (or `only` those) and return what answered in time, by site.
 
         Refusals and failures are left out and written to the run as `failure` events. Raises TooFewSites when fewer than the
@@ -83,10 +85,14 @@ class Sites:
             else:
                 good[name] = (answer, returned)
         if len(good) < min(self._config.minimum, len(names)):
-            raise TooFewSites(f"{phase}: {len(good)} of {len(names)} sites answered, at least {self._config.minimum} must; see the failures above")
+            raise TooFewSites(
+                f"{phase}: {len(good)} of {len(names)} sites answered, at least {self._config.minimum} must; see the failures above"
+            )
         return good
 
-    def _exchange(self, phase: str, requests: Mapping[str, tuple[int, Any, Arrays | None]], deadline: float) -> dict[str, tuple[Any, Arrays]]:
+    def _exchange(
+        self, phase: str, requests: Mapping[str, tuple[int, Any, Arrays | None]], deadline: float
+    ) -> dict[str, tuple[Any, Arrays]]:
         """Push all requests, pull replies until all are there or `deadline` (monotonic seconds) has passed."""
         if not requests:
             return {}

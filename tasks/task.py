@@ -26,7 +26,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Wording of the prompts, in chat and in completion form; `{domain}`, `{label}`, `{labels}`, `{n}`, `{text}`, `{noun}` are filled in."""
+    """Wording of the prompts, in chat and in completion form; `{domain}`, `{label}`, `{labels}`, `{n}`, `{text}`, `{noun}` are filled."""
 
     chat_system: str = ""
     chat_augment: str = ""

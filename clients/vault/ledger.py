@@ -159,8 +159,9 @@ class Ledger:
             raise BudgetError(f"{error}; {self._spenders(entries)}") from None
         left = compose([Event.poisson_gaussian(fitting, sample_rate, steps * rounds_left)], self.delta)
         raise BudgetError(
-            f"budget {self.budget_epsilon:g} at delta {self.delta:g}; {self._spenders(entries)}; run {run} asks for epsilon {epsilon_run:g}, "
-            f"which would bring the total to {total:.4g}; allowed: a run of epsilon {left:.2g} or less, or a larger epsilon_total at this site"
+            f"budget {self.budget_epsilon:g} at delta {self.delta:g}; {self._spenders(entries)}; run {run} asks for epsilon "
+            f"{epsilon_run:g}, which would bring the total to {total:.4g}; allowed: a run of epsilon {left:.2g} or less, or a larger "
+            f"epsilon_total at this site"
         )
 
     def charge(

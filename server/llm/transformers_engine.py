@@ -24,9 +24,7 @@ class TransformersLLM:
     products round differently in differently shaped batches, so that only the same list of requests gives the same answers.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, form: str, context: int, batch_tokens: int = 16_384
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, form: str, context: int, batch_tokens: int = 16_384) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.name, self.form, self.context, self.batch_tokens = name, form, context, batch_tokens
         self.parameters: int | None = sum(weight.numel() for weight in model.parameters())
@@ -127,9 +125,7 @@ class TransformersLLM:
     # -- Scoring ---------------------------------------------------------------
 
     @torch.inference_mode()
-    def continuation_logprobs(
-        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
-    ) -> list[float]:
+    def continuation_logprobs(self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[float]:
         """For each (prompt, continuation): sum of log p(token | what precedes) over the continuation's tokens, natural log.
 
         Prompt and continuation are tokenised as one text, as in training. The continuation begins at the first token that the prompt

@@ -108,7 +108,9 @@ def test_planned_rounds_end_just_below_the_run_epsilon(ledger):
 
 def test_a_second_run_fits_beside_the_first_or_is_refused_in_advance(ledger):
     ledger.charge("a", "A", "dp-sgd", sgd(ledger.plan(6.0, "A", RATE, STEPS)), 10)
-    with pytest.raises(BudgetError, match=r"spent \S+: .* for run A .*; run B asks for epsilon 6, .* allowed: a run of epsilon (\S+) or less") as no:
+    with pytest.raises(
+        BudgetError, match=r"spent \S+: .* for run A .*; run B asks for epsilon 6, .* allowed: a run of epsilon (\S+) or less"
+    ) as no:
         ledger.plan(6.0, "B", RATE, STEPS)
     left = float(str(no.value).split("a run of epsilon ")[1].split()[0])
     assert left > 2.0  # composed: more than 8 - 6 is left

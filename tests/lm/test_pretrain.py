@@ -265,9 +265,7 @@ def test_bf16_computes_nearly_the_same_and_keeps_float32_weights(tmp_path):
     assert 1e-6 < abs(one.measurements[0].held_out_loss - other.measurements[0].held_out_loss) < 0.02
     assert other.held_out_loss == pytest.approx(one.held_out_loss, abs=0.1)
     assert {tensor.dtype for tensor in load_file(other.folder / "model.safetensors").values()} == {torch.float32}
-    assert {tensor.dtype for tensor in load_checkpoint(tmp_path / "bf16" / "checkpoint")["model"].values()} == {
-        torch.float32
-    }
+    assert {tensor.dtype for tensor in load_checkpoint(tmp_path / "bf16" / "checkpoint")["model"].values()} == {torch.float32}
 
 
 # --- probe ------------------------------------------------------------------------------------------------------------
@@ -297,9 +295,7 @@ def test_probe_finds_a_model_that_follows_its_header(tmp_path):
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     source = Source("rows.csv", "Rating: {label}\nReview: {text}", map={"label": {"0": "bad", "1": "good"}}, repeat=2)
     probe = Probe("label", TEMPLATES, documents=8)
-    config = tiny(
-        tmp_path / "run", documents=(), sources=(source,), root=tmp_path, probe=probe, tokens=25_000, block=48
-    )
+    config = tiny(tmp_path / "run", documents=(), sources=(source,), root=tmp_path, probe=probe, tokens=25_000, block=48)
     measurements = pretrain(config).measurements
     assert measurements[-1].probe_accuracy == 1.0
     swapped = replace(probe, templates={"good": TEMPLATES["bad"], "bad": TEMPLATES["good"]})

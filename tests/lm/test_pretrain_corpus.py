@@ -144,9 +144,7 @@ def test_unmapped_value_and_missing_column_name_file_and_row(tmp_path):
 
 def test_tokenized_style_golden():
     raw = "I DON'T like it (at all), it's \"bad\"... paid $1,250.99 in the U.S. at 10:30. Really?!"
-    assert tokenized_style(raw) == (
-        "i do n't like it ( at all ) , it 's \" bad \" ... paid $ 1,250.99 in the u.s . at 10:30 . really ? !"
-    )
+    assert tokenized_style(raw) == ("i do n't like it ( at all ) , it 's \" bad \" ... paid $ 1,250.99 in the u.s . at 10:30 . really ? !")
 
 
 def test_style_changes_no_letter_or_digit():

@@ -11,7 +11,14 @@ from scripts.report import main, read_summaries, table
 def summary(local, fdkt, pooled):
     by_site = {site: {"local": a, "fdkt": b, "pooled": c} for site, a, b, c in zip("xy", local, fdkt, pooled, strict=True)}
     means = {"local": sum(local) / 2, "fdkt": sum(fdkt) / 2, "pooled": sum(pooled) / 2}
-    return {"status": "completed", "accuracy": means, "accuracy_per_client": by_site, "seconds": {"total": 10.0}, "epsilon": {"x": 8.0}, "clients": 2}
+    return {
+        "status": "completed",
+        "accuracy": means,
+        "accuracy_per_client": by_site,
+        "seconds": {"total": 10.0},
+        "epsilon": {"x": 8.0},
+        "clients": 2,
+    }
 
 
 def test_differences_are_paired_and_the_gap_is_of_the_means():
@@ -23,7 +30,7 @@ def test_differences_are_paired_and_the_gap_is_of_the_means():
 
 
 def test_an_unfinished_run_is_named(tmp_path, capsys):
-    with pytest.raises(ConfigError, match="no summary.json"):
+    with pytest.raises(ConfigError, match=r"no summary\.json"):
         read_summaries([tmp_path])
     (tmp_path / "summary.json").write_text(json.dumps(summary([0.5, 0.6], [0.6, 0.7], [0.7, 0.8])))
     assert main([str(tmp_path)]) == 0
