@@ -26,7 +26,7 @@ def test_make_targets_and_console_scripts_of_the_readme_exist():
 
 def test_nothing_in_the_repository_is_pickled_or_runs_code_of_models():
     for file in ROOT.glob("*/**/*.py"):
-        if ".venv" in file.parts or file.parts[len(ROOT.parts)] in ("tests", "runs"):
+        if file.parts[len(ROOT.parts)] in (".venv", "tests", "runs"):
             continue
         text = file.read_text()
-        assert not re.search(r"^\s*import pickle|trust_remote_code=True|\beval\(\s*[\"'a-z]", text, re.MULTILINE) or "model.eval(" in text, file
+        assert not re.search(r"^\s*(import|from) pickle|trust_remote_code=True", text, re.MULTILINE), file
