@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 def choices(group: str) -> list[str]:
     """The names a configuration group offers, e.g. choices("strategy")."""
     return sorted(file.stem for file in (FOLDER / group).glob("*.yaml"))
+
+
+def keys(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """All keys of a composed configuration, dotted: "privacy.epsilon"."""
+    for name, value in config.items():
+        yield f"{above}{name}"
+        if isinstance(value, Mapping):
+            yield from keys(value, f"{above}{name}.")
 
 
 def dump(config: Mapping[str, Any]) -> str:

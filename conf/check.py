@@ -29,7 +29,7 @@ S = TypeVar("S", bound=Section)
 def nearest(found: str, allowed: list[str]) -> str:
     """A hint naming the closest allowed names, or all of them."""
     close = difflib.get_close_matches(found, allowed, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(sorted(allowed))}"
+    return f"did you mean {' or '.join(close)}?" if close else f"allowed: {', '.join(sorted(allowed)[:30])}"
 
 
 def check(kind: type[S], values: Mapping[str, Any], where: str) -> S:

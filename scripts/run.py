@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -55,16 +56,13 @@ def main() -> int:
             return 0
         _check_words(arguments)
         _run_configuration()
-        return 0
+        return max(_exit_codes, default=0)
     except ConfigError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except HydraException as problem:
-        print("error: " + str(problem).replace("\nTo append to your config use +", "; a new key is given as +"), file=sys.stderr)
+        print(f"error: {_advice(str(problem))}", file=sys.stderr)
         return 2
-    except RunFailed as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; the same command with this run.folder goes on where it was", file=sys.stderr)
         return 130
@@ -86,11 +84,31 @@ def _check_words(arguments: list[str]) -> None:
                     raise ConfigError(f"{key}: unknown choice {choice!r}; {nearest(choice, conf.choices(key))}")
 
 
+def _advice(problem: str) -> str:
+    """Hydra's complaint, with the nearest keys where a key is unknown."""
+    unknown = re.search(r"Could not override '([^']+)'", problem)
+    if not unknown:
+        return problem.splitlines()[0]
+    key = unknown[1].rstrip(".")
+    return f"unknown key {key!r}; {nearest(key, list(conf.keys(conf.compose([]))))}"
+
+
+_exit_codes: list[int] = []  # of this process's jobs: one, or those of a sweep
+
+
 @hydra.main(config_path=str(conf.FOLDER), config_name="config", version_base="1.3")
 def _run_configuration(config: DictConfig) -> Any:
+    """One job. What stops it is said here, so that the other jobs of a sweep go on."""
     from scripts.launch import launch
 
-    return launch(OmegaConf.to_container(config, resolve=True))["accuracy"]
+    try:
+        accuracy = launch(OmegaConf.to_container(config, resolve=True))["accuracy"]
+    except (ConfigError, RunFailed) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        _exit_codes.append(2 if isinstance(problem, ConfigError) else 1)
+        return None
+    _exit_codes.append(0)
+    return accuracy
 
 
 if __name__ == "__main__":

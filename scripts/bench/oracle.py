@@ -1,7 +1,7 @@
 """How often an oracle classifier agrees with the labels that generated texts carry: `python -m scripts.bench.oracle RUN ...`.
 
-The oracle (TF-IDF over words and word pairs, logistic regression) is trained on all labelled training rows of the run's own domains, many times
-what the clients have; it measures and chooses nothing. Its own test accuracy bounds what agreement can mean.
+The oracle (TF-IDF over words and word pairs, logistic regression) is trained on all labelled training rows of the run's own domains, many
+times what the clients have; it measures and chooses nothing. Its own test accuracy bounds what agreement can mean.
 """
 
 from __future__ import annotations
