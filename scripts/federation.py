@@ -23,6 +23,7 @@ class FederationConfig(Section):
     gpus_per_client: float = pydantic.Field(0.0, ge=0)
     ray_address: str | None = None  # attach to a standing Ray, e.g. a cluster
     phase_timeout: float = pydantic.Field(3600.0, gt=0)
+    gather_timeout: float = pydantic.Field(120.0, gt=0)
     minimum_sites: int = pydantic.Field(1, ge=1)
     state_folder: str | None = None  # where simulated sites keep ledger and models; null: in the run folder
 

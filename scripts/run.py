@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from scripts.environment import prepare
+from scripts.environment import leave, prepare
 
 prepare()
 
@@ -45,7 +45,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table
 
 
 def main() -> int:
-    """Console entry. Exit code 0 only when what was asked was done; 2 for input that cannot work, 1 for a run that failed."""
+    """Exit code 0 only when what was asked was done; 2 for input that cannot work, 1 for a run that failed."""
     arguments = sys.argv[1:]
     try:
         if arguments and arguments[0] in COMMANDS:
@@ -111,5 +111,10 @@ def _run_configuration(config: DictConfig) -> Any:
     return accuracy
 
 
+def command() -> None:
+    """Console entry."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

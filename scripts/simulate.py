@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.environment import prepare
+from scripts.environment import leave, prepare
 
 prepare()
 
@@ -15,7 +15,7 @@ import tomllib  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from conf.check import ConfigError  # noqa: E402
+from conf.check import ConfigError, nearest  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,14 +33,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 only if the run completed; 2 for input that cannot work, 1 for a run that failed."""
-    from flwr.common.config import parse_config_args
+    from flwr.common.config import flatten_dict, parse_config_args
 
     from scripts.federation import FederationConfig, ray_backend, run_simulation
 
     arguments = parser().parse_args(argv)
     try:
-        components = _components(arguments.app)
+        app = _flower_section(arguments.app)
+        components, known = app["components"], flatten_dict(app.get("config", {}))
         run_config = parse_config_args(arguments.run_config or None)
+        for key in run_config:
+            if key not in known:
+                raise ConfigError(f"--run-config: unknown key {key!r}; {nearest(key, list(known))}")
         backend = ray_backend(FederationConfig(kind="simulation")) | _backend(arguments.backend_config)
     except (ConfigError, ValueError) as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -59,12 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _components(app: Path) -> dict[str, str]:
+def _flower_section(app: Path) -> dict[str, Any]:
     file = app / "pyproject.toml"
     if not file.is_file():
         raise ConfigError(f"--app: {app.absolute()} has no pyproject.toml; give the folder of a Flower app")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["components"]
+        section = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+        return section | {"components": dict(section["components"])}
     except (KeyError, tomllib.TOMLDecodeError) as problem:
         raise ConfigError(f"--app: {file} names no Flower components ({problem})") from None
 
@@ -84,5 +89,10 @@ def _load(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def command() -> None:
+    """Console entry."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -55,7 +55,11 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
     seed, federation, privacy = int(config["seed"]), config["federation"], config["privacy"]
 
     run = RunFolder(run_path(config), config, listeners)
-    waits = SitesConfig(phase_timeout=float(federation["phase_timeout"]), minimum=int(federation["minimum_sites"]))
+    waits = SitesConfig(
+        phase_timeout=float(federation["phase_timeout"]),
+        gather_timeout=float(federation["gather_timeout"]),
+        minimum=int(federation["minimum_sites"]),
+    )
     sites = Sites(grid, run, _run_id(run.path), waits)
     cloud = LLMCloud(run, task, config["llm"], settings.curate, settings.augment, seed)
     moves = Moves(run, sites, cloud, float(privacy["epsilon"]), privacy["delta"], seed, settings.weight, settings.order)

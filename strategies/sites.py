@@ -20,9 +20,10 @@ _MESSAGE_TYPES = {Introduce: "query.introduce", Synthesize: "query.synthesize", 
 
 @dataclass(frozen=True)
 class SitesConfig:
-    """How long a phase may take and how many sites must answer; seconds. `poll` is the pause between looks for replies."""
+    """How long sites may take to appear and to do a phase, and how many must answer; seconds. `poll`: pause between looks for replies."""
 
     phase_timeout: float = 3600.0
+    gather_timeout: float = 120.0
     minimum: int = 1
     poll: float = 0.05
 
@@ -46,7 +47,7 @@ class Sites:
 
     def gather(self, expected: Sequence[str]) -> None:
         """Wait until the `expected` sites have introduced themselves. Raises TooFewSites after the time limit."""
-        deadline = time.monotonic() + self._config.phase_timeout
+        deadline = time.monotonic() + self._config.gather_timeout
         asked: set[int] = set()
         while True:
             fresh = [node for node in self._grid.get_node_ids() if node not in asked]
@@ -61,8 +62,9 @@ class Sites:
                 return
             if time.monotonic() > deadline:
                 raise TooFewSites(
-                    f"{len(missing)} of {len(expected)} sites did not introduce themselves within "
-                    f"{self._config.phase_timeout:.0f} s: {', '.join(missing)}"
+                    f"{len(missing)} of {len(expected)} sites did not introduce themselves within {self._config.gather_timeout:.0f} s: "
+                    f"{', '.join(missing)}; this federation has {len(asked)} nodes (start it with --num-supernodes {len(expected)}, or "
+                    "let federation.gather_timeout be longer)"
                 )
             time.sleep(self._config.poll)
 

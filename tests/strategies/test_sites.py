@@ -48,7 +48,7 @@ def good(name):
 def gathered(tmp_path, on_evaluate=good, nodes=2, silent=(), expected=NAMES, timeout=0.5, minimum=1):
     grid = SilentGrid(courier(on_evaluate), nodes, {})
     run = RunFolder(tmp_path / "run", {})
-    sites = Sites(grid, run, "r", SitesConfig(phase_timeout=timeout, minimum=minimum, poll=0.01))
+    sites = Sites(grid, run, "r", SitesConfig(phase_timeout=timeout, gather_timeout=timeout, minimum=minimum, poll=0.01))
     sites.gather(expected)
     grid.silent = frozenset(silent)
     return sites, run
