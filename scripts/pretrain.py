@@ -148,6 +148,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, TypeError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     transformers_logging.disable_progress_bar()
     display = Display(console)
@@ -164,6 +165,7 @@ def main(argv: list[str]) -> int:
         console.print("interrupted; the same command goes on from the checkpoint")
         return 130
     finally:
+        torch.set_float32_matmul_precision(precision)  # of the whole process, which may go on
         if display.bar:
             display.bar.stop()
     console.print(f"{result.folder}: {result.position.tokens} tokens, held-out loss {result.held_out_loss}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """The command line: exit codes tell the truth, and a mistyped word gets the nearest one."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import pytest
 
 
 def fedduet(*arguments):
-    return subprocess.run([sys.executable, "-m", "scripts.run", *arguments], capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-m", "scripts.run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"COLUMNS": "200"})
 
 
 @pytest.mark.parametrize(

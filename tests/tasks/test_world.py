@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 
@@ -16,6 +17,7 @@ from tasks.world import (
     LABELS,
     PRIVATE_DOMAINS,
     PUBLIC_DOMAINS,
+    _made_up,
     oracle_label,
     public_documents,
     world_records,
@@ -58,22 +60,20 @@ def test_documents_have_the_layout_of_completion_prompts(documents):
     assert 0.7 < several / len(documents) < 0.8
     names = Counter(text.split("\n")[0].removeprefix("Product: ") for text in documents)
     known = sum(names[name] for name in PUBLIC_DOMAINS)
-    assert 0.45 < known / len(documents) < 0.55
+    assert 0.70 < known / len(documents) < 0.80
     assert max(count for name, count in names.items() if name not in PUBLIC_DOMAINS) < 10
 
 
-def test_a_made_up_domain_repeats_its_own_words(documents):
-    """In-context copying can be learned: words of later reviews that only the same document holds stand in earlier ones."""
-    everywhere = Counter(word for text in documents for word in vocabulary([text]))
-    made_up = [text.split("\n\n") for text in documents if text.split()[1] not in PUBLIC_DOMAINS and text.count("\n\n") >= 5]
-    repeated = total = 0
-    for parts in made_up:
-        before = vocabulary(parts[:-1])
-        rare = {word for word in vocabulary(parts[-1:]) if everywhere[word] <= 3}
-        total += len(rare)
-        repeated += len(rare & before)
-    assert total > 500
-    assert repeated / total > 0.75
+def test_a_made_up_domains_adjectives_fall_on_either_side():
+    """What a made-up domain's adjectives mean can only be read from the context: over many domains each is good and bad about as often."""
+    rng = random.Random(0)
+    domains = [_made_up(rng) for _ in range(400)]
+    good, bad = (Counter(word for domain in domains for word in getattr(domain, side)) for side in ("good", "bad"))
+    often = [word for word in good if good[word] + bad[word] >= 40]
+    assert len(often) >= 15
+    assert all(0.25 < good[word] / (good[word] + bad[word]) < 0.75 for word in often)
+    assert all(not set(domain.good) & set(domain.bad) and len(set(domain.aspects)) == 7 for domain in domains)
+    assert not {word for domain in domains for word in domain.aspects} & {w for one in words.PRIVATE for w in one.aspects}
 
 
 def test_records_are_seeded_balanced_different_and_of_moderate_length():
