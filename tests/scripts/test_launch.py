@@ -77,7 +77,8 @@ def test_a_site_that_cannot_write_its_ledger_releases_nothing_and_the_others_go_
     (state / "coffee" / "ledger.jsonl").mkdir(parents=True)  # no user, not even root, can append to it
     summary = run(overrides, f"federation.state_folder={state}", "strategy.baselines={dp_only: false, fedavg: false, pooled: false}")
     assert summary["status"] == "completed" and set(summary["epsilon"]) == {"tents"}
-    assert {row["client"] for row in rows(tmp_path / "run", "demonstrations")} == {"tents"}
+    assert "coffee" not in {row["client"] for row in rows(tmp_path / "run", "demonstrations")}
+    assert not (state / "coffee" / "releases").exists() and (state / "tents" / "releases").is_dir()
     (failure,) = summary["failures"]
     assert failure["client"] == "coffee" and "nothing was released" in failure["reason"]
     assert set(summary["accuracy_per_client"]) == {"coffee", "tents"}  # it still learns locally
