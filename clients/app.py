@@ -16,6 +16,9 @@ def handle(message: Message, context: Context) -> Message:
         request, arrays = unpack(message.content)
     except WireError as failure:
         return Message(pack(Refused(str(failure), "request")), reply_to=message)
+    if "partition-id" not in context.node_config:  # a real site's data must not be opened by code that the server ships
+        reason = "this node is not a simulated one, and vaults that real sites run themselves are not there yet"
+        return Message(pack(Refused(reason, "request")), reply_to=message)
     vault = simulated_vault(context, pooled=isinstance(request, Learn) and request.scope == "pooled")
     returned = None
     match request:

@@ -56,3 +56,11 @@ def test_an_exception_in_training_reaches_the_server_without_its_text(tell, monk
     assert tell(pack(Introduce("i", "r"))) == Introduced("coffee", "coffee")
     answer = tell(pack(Synthesize("s", "r", 0, 1, 2, 8.0)))
     assert answer == Refused("synthesize failed with ValueError; the site's failures.log says why", "error")
+
+
+def test_a_node_that_is_not_simulated_opens_nothing(overrides, tmp_path):
+    grid = InProcessGrid(app, 1, {"config": conf.dump(conf.compose(overrides))})
+    del grid._contexts[1].node_config["partition-id"]  # as on a real SuperNode
+    (reply,) = grid.send_and_receive([grid.create_message(pack(Introduce("i", "r")), "query.introduce", 1, "g")])
+    answer = unpack(reply.content)[0]
+    assert isinstance(answer, Refused) and "not a simulated one" in answer.reason
