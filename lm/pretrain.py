@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from lm.pretrain_blocks import IGNORED, Blocks, encode_documents, epoch_blocks, pack
-from lm.pretrain_config import WEIGHTS, PretrainConfig, budget_fraction, fingerprint, learning_rate
+from lm.pretrain_config import WEIGHTS, PretrainConfig, budget_fraction, contrast_weight, fingerprint, learning_rate
 from lm.pretrain_contrast import contrast_batches, contrast_items, contrast_loss
 from lm.pretrain_corpus import Corpus, Document, read_corpus
 from lm.pretrain_export import (
@@ -104,7 +104,7 @@ def optimizer_for(model: torch.nn.Module, config: PretrainConfig) -> torch.optim
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def pretrain(config: PretrainConfig, progress: Callable[[PretrainStep], None] | None = None) -> PretrainResult:
@@ -163,7 +163,7 @@ class _Training:
         self.contrasted = contrast_items(trained, self.tokenizer, config.contrast_tokens) if config.contrast else ()
         if config.contrast and not self.contrasted:
             raise ValueError("pretrain: no document's label is among its source's alternatives")
-        self.label_loss, self.contrast_epoch = None, (-1, [])
+        self.label_loss, self.contrast_epoch = None, (0, -1, 0, [])
         self.position, self.measurements, self.between_steps = Position(), [], True
         if state:
             self._restore(state)
@@ -242,16 +242,26 @@ class _Training:
 
     def _contrast_loss(self) -> tuple[float, int]:
         config, done = self.config, self.position.contrasts
-        epoch, place = divmod(done, -(-len(self.contrasted) // config.contrast_batch))
-        if self.contrast_epoch[0] != epoch:
-            batches = contrast_batches(self.contrasted, config.contrast_batch, config.seed, epoch)
-            self.contrast_epoch = (epoch, batches)
-        items = [self.contrasted[index] for index in self.contrast_epoch[1][place]]
+        fraction = budget_fraction(config, self.position)
+        longest = 1 if fraction < config.contrast_alone else config.contrast_documents
+        chains = [[self.contrasted[index] for index in chain] for chain in self._contrast_batch(done, longest)]
         with autocast(config.precision, self.device):
-            losses = contrast_loss(self.model, self.tokenizer, items, config.contrast_temperature, 512)
-        (losses.text + config.contrast * losses.labels).backward()
+            losses = contrast_loss(self.model, self.tokenizer, chains, config.contrast_temperature, 512)
+        (losses.text + contrast_weight(config, fraction) * losses.labels).backward()
         self.position, self.label_loss = replace(self.position, contrasts=done + 1), losses.labels.item()
         return losses.text.item(), losses.tokens
+
+    def _contrast_batch(self, number: int, longest: int) -> list[tuple[int, ...]]:
+        """Batch `number`, counted over all epochs, of chains of up to `longest` documents."""
+        config = self.config
+        made_for, epoch, first, batches = self.contrast_epoch
+        if made_for != longest:
+            epoch, first, batches = -1, 0, []
+        while number >= first + len(batches):  # a resumed run goes through the epochs behind it
+            epoch, first = epoch + 1, first + len(batches)
+            batches = contrast_batches(self.contrasted, config.contrast_batch, config.seed, epoch, longest)
+        self.contrast_epoch = (longest, epoch, first, batches)
+        return batches[number - first]
 
     def _measure(self) -> Measurement:
         self.model.eval()

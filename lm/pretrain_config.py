@@ -16,9 +16,9 @@ from lm.pretrain_probe import Probe
 PRECISIONS = ("auto", "bf16", "fp32")
 WEIGHTS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WHOLE_NUMBERS = ("vocab_size", "block", "batch", "tokens", "held_out", "seed")
-WHOLE_NUMBERS += ("contrast_batch", "contrast_tokens", "contrast_steps")
+WHOLE_NUMBERS += ("contrast_batch", "contrast_tokens", "contrast_steps", "contrast_documents")
 NUMBERS = ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip", "minutes")
-NUMBERS += ("checkpoint_minutes", "evaluate_minutes", "contrast", "contrast_temperature")
+NUMBERS += ("checkpoint_minutes", "evaluate_minutes", "contrast", "final_contrast", "contrast_alone", "contrast_temperature")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class PretrainConfig:
     cosine to `final_learning_rate` times the peak. `held_out` documents (at most a tenth of all) measure the loss.
     With `contrast` above 0 (its weight), `contrast_steps` steps on the label contrast follow every step on packed text:
     each on `contrast_batch` documents of sources that declare alternatives, cut to about `contrast_tokens` tokens; the
-    summed log-likelihoods are divided by `contrast_temperature` (see `lm.pretrain_contrast`).
+    summed log-likelihoods are divided by `contrast_temperature`. During the part `contrast_alone` of the budget a
+    document is contrasted alone; then after up to `contrast_documents` - 1 others whose headers differ in the label alone, while
+    the weight falls to `final_contrast` times itself (with several documents from the start, following a label is learned late).
     `command` is only printed in the card.
     """
 
@@ -57,9 +59,12 @@ class PretrainConfig:
     evaluate_minutes: float = 10.0
     held_out: int = 200
     contrast: float = 0.0
+    final_contrast: float = 1.0
     contrast_batch: int = 8
     contrast_tokens: int = 96
     contrast_steps: int = 3
+    contrast_documents: int = 1
+    contrast_alone: float = 0.0
     contrast_temperature: float = 1.0
     precision: str = "auto"
     device: str = "auto"
@@ -90,9 +95,11 @@ class PretrainConfig:
             raise ValueError(f"pretrain: contrast is {self.contrast}, and no source declares its alternatives")
         if len({len(values) for source in self.sources for values in source.contrast.values()}) > 1:
             raise ValueError("pretrain: all sources with alternatives must have the same number of them")
-        for name in ("contrast_batch", "contrast_tokens", "contrast_temperature"):
+        for name in ("contrast_batch", "contrast_tokens", "contrast_documents", "contrast_temperature"):
             if not getattr(self, name):
                 raise ValueError(f"pretrain: {name} is 0, allowed is above 0")
+        if self.contrast_alone > 1:
+            raise ValueError(f"pretrain: contrast_alone is {self.contrast_alone}, allowed is 0 to 1, a part of the budget")
         if self.documents and self.probe:
             raise ValueError("pretrain: a probe needs sources, plain documents have no columns")
 
@@ -113,13 +120,19 @@ def learning_rate(config: PretrainConfig, fraction: float) -> float:
     return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
+def contrast_weight(config: PretrainConfig, fraction: float) -> float:
+    """`contrast`, and from `contrast_alone` of the budget on falling to `final_contrast` times that, fast at first (quadratic)."""
+    left = 1.0 if fraction < config.contrast_alone else (1 - fraction) / (1 - config.contrast_alone or 1)
+    return config.contrast * (config.final_contrast + (1 - config.final_contrast) * left**2)
+
+
 def fingerprint(config: PretrainConfig, documents: Sequence[Document]) -> str:
     """Identifies what a checkpoint belongs to: the text and all settings but budget, paths of output and cadence."""
     free = ("out", "documents", "sources", "forbidden", "root", "minutes", "tokens", "device", "precision", "probe")
     free += ("checkpoint_minutes", "evaluate_minutes", "weights", "command")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     if not config.contrast:
-        settings = {name: value for name, value in settings.items() if not name.startswith("contrast")}
+        settings = {name: value for name, value in settings.items() if "contrast" not in name}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for document in documents:
         digest.update(f"\0{document.repeat}\0{document.text}".encode())

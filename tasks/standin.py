@@ -24,29 +24,33 @@ from conf.check import ConfigError
 from lm.pretrain import PretrainStep, pretrain
 from lm.pretrain_config import PretrainConfig
 from lm.pretrain_corpus import Source
-from tasks.world import CONTROL_CODE, LABELS, PUBLIC_DOMAINS, public_documents, world_records
+from tasks.world import CONTROL_CODE, LABELS, PUBLIC_DOMAINS, made_up_records, public_documents, world_records
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a built-in model is made; a changed recipe is another model. Sizes and budgets are our choice.
 
-    `reviews` labelled ones of each public domain, on which the label contrast teaches the model to mean its rating, and `documents`
-    of several reviews each, from which it learns to go on as a context does.
+    `reviews` labelled ones of each public domain and 8 of each of `made_up` invented ones, on which the label contrast teaches the
+    model to mean its rating, alone and after other reviews (up to as many as a prompt shows), and `documents` of several reviews
+    each, from which it learns to go on as a context does. Steps are small, since following a label sets in after so many steps.
     """
 
     start: str
     tokens: int
     reviews: int = 450
+    made_up: int = 150
     documents: int = 4000
     vocabulary: int = 1024
-    block: int = 128
-    batch: int = 8
-    learning_rate: float = 4e-3
-    contrast: float = 0.3
+    block: int = 256  # a prompt of four examples has about 200 tokens
+    batch: int = 2
+    learning_rate: float = 3e-3
+    contrast: float = 0.4
+    contrast_documents: int = 5
 
 
-RECIPES = {"llm": Recipe("2m", tokens=500_000), "slm": Recipe("tiny", tokens=40_000, reviews=0, contrast=0.0)}
+_SLM = Recipe("tiny", tokens=40_000, reviews=0, made_up=0, block=128, batch=8, learning_rate=4e-3, contrast=0.0)
+RECIPES = {"llm": Recipe("2m", tokens=420_000), "slm": _SLM}
 PREFIX = "builtin:"
 
 
@@ -99,8 +103,11 @@ def _make(recipe: Recipe, role: str, folder: Path) -> None:
         learning_rate=recipe.learning_rate,
         tokens=recipe.tokens,
         contrast=recipe.contrast,
+        final_contrast=0.125,
         contrast_steps=1,
-        contrast_batch=16,
+        contrast_documents=recipe.contrast_documents,
+        contrast_alone=0.4,
+        contrast_batch=8,
         contrast_tokens=48,
         command=f"built-in world, {role}",
     )
@@ -119,10 +126,11 @@ def _write_sources(recipe: Recipe, work: Path) -> tuple[Source, ...]:
     documents = Source("documents.jsonl")
     if not recipe.reviews:
         return (documents,)
+    records = [record for domain in PUBLIC_DOMAINS for record in world_records(domain, recipe.reviews, 0)]
+    records += made_up_records(0, recipe.made_up, 8)
     with (work / "reviews.jsonl").open("w", encoding="utf-8") as file:
-        for domain in PUBLIC_DOMAINS:
-            rows = ({"text": r.text, "label": LABELS[r.label], "domain": domain} for r in world_records(domain, recipe.reviews, 0))
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        rows = ({"text": record.text, "label": LABELS[record.label], "domain": record.domain} for record in records)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
     labelled = Source("reviews.jsonl", CONTROL_CODE + " {text}", contrast={"label": LABELS}, held_out=False)
     return (labelled, documents)
 

@@ -93,6 +93,17 @@ def public_documents(seed: int, n: int) -> list[str]:
     return documents
 
 
+def made_up_records(seed: int, domains: int, reviews: int) -> list[Record]:
+    """`reviews` reviews with random labels of each of `domains` domains made up anew, as in `public_documents`."""
+    rng = random.Random(f"world/made up/{seed}")
+    records = []
+    for _ in range(domains):
+        domain = _made_up(rng)
+        labels = [rng.randrange(2) for _ in range(reviews)]
+        records += [Record(_review(domain, label, rng), label, domain.name) for label in labels]
+    return records
+
+
 def oracle_label(text: str, domain: str) -> int | None:
     """The label index that the grammar's lexicon gives `text`, None when it finds no opinion or a tie.
 

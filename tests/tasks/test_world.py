@@ -18,6 +18,7 @@ from tasks.world import (
     PRIVATE_DOMAINS,
     PUBLIC_DOMAINS,
     _made_up,
+    made_up_records,
     oracle_label,
     public_documents,
     world_records,
@@ -74,6 +75,18 @@ def test_a_made_up_domains_adjectives_fall_on_either_side():
     assert all(0.25 < good[word] / (good[word] + bad[word]) < 0.75 for word in often)
     assert all(not set(domain.good) & set(domain.bad) and len(set(domain.aspects)) == 7 for domain in domains)
     assert not {word for domain in domains for word in domain.aspects} & {w for one in words.PRIVATE for w in one.aspects}
+
+
+def test_made_up_records_come_in_groups_with_mixed_labels():
+    records = made_up_records(0, 40, 8)
+    assert records == made_up_records(0, 40, 8) != made_up_records(1, 40, 8)
+    groups = [records[start : start + 8] for start in range(0, 320, 8)]
+    assert all(len({record.domain for record in group}) == 1 for group in groups)
+    assert not {record.domain for record in records} & set(words.DOMAINS)
+    assert 130 < sum(record.label for record in records) < 190
+    assert sum(len({record.label for record in group}) == 2 for group in groups) >= 36
+    own = {word for domain in words.PRIVATE for word in domain.aspects}
+    assert not own & vocabulary(record.text for record in records)
 
 
 def test_records_are_seeded_balanced_different_and_of_moderate_length():
