@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import torch
 from conf.check import Section
 from lm.batch import by_length, encode_document
 from lm.load import attach_lora, trainable
-from lm.per_example import ClippedSum, hooks_engine, loss_batch, vmap_engine
+from lm.per_example import ClippedSum, Engine, hooks_engine, loss_batch, vmap_engine
 from lm.precision import use_bf16
 from lm.progress import report
 from lm.randomness import NoiseSource
@@ -79,6 +80,8 @@ def train_generator(
     noise_multiplier: float,
     randomness: NoiseSource,
     phase: str = "dp-sgd",
+    watch: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    engine: Callable[[Any, bool], AbstractContextManager[Engine]] | None = None,
 ) -> TrainReport:
     """Trains the trainable parameters of `model` in place (see `prepare_generator`) on controls[i] + texts[i] + EOS.
 
@@ -86,7 +89,9 @@ def train_generator(
     coordinate; divided by the EXPECTED batch size q n; AdamW with a constant learning rate, no weight decay, no dropout [O]. An empty
     batch is a step of noise alone. `noise_multiplier` (sigma) 0 is epsilon = infinity, with the clipping kept. Two trainings are
     neighbours when one has one text more; the guarantee is the accountant's for (sigma, q, steps) as `planned_steps` states them.
-    `randomness` gives coins and noise: `SecureNoise()` at a site. Losses are neither kept nor reported, they are private.
+    `randomness` gives coins and noise: `SecureNoise()` at a site. `watch(step, gradients)` sees what the mechanism shows in each step, the
+    noisy gradients, before the weights change, and `engine` replaces the configured one: for audits (lm/audit.py).
+    Losses are neither kept nor reported, they are private.
     Raises ValueError for lists of different lengths, no trainable parameters, or a negative or non-finite noise multiplier.
     """
     if len(controls) != len(texts):
@@ -100,7 +105,7 @@ def train_generator(
     steps, rate = planned_steps(config, len(texts))
     rows = [encode_document(tokenizer, c, t, config.max_tokens) for c, t in zip(controls, texts, strict=True)]
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    engine = {"vmap": vmap_engine, "hooks": hooks_engine}[config.engine]
+    engine = engine or {"vmap": vmap_engine, "hooks": hooks_engine}[config.engine]
     sizes = []
     with engine(model, use_bf16(config.precision)) as add:
         for step in range(steps):
@@ -110,6 +115,8 @@ def train_generator(
                 batch = [rows[chosen[i]] for i in micro]
                 add(loss_batch(batch, tokenizer.pad_token_id, not config.mask_control_code), total)
             set_noisy_gradients(parameters, total, noise_multiplier, rate * len(rows), randomness)
+            if watch:
+                watch(step, {name: parameter.grad for name, parameter in parameters.items()})
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             sizes.append(len(chosen))

@@ -1,0 +1,159 @@
+"""Auditing in one run (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846): a lower bound on epsilon from guesses about canaries.
+
+Every canary is in or out of the training by a fair coin of its own. From what a mechanism shows, a score is made for each canary; the
+highest are guessed "in", the lowest "out", the rest is not guessed. How many guesses are right bounds epsilon from below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from lm.batch import Encoded
+from lm.load import trainable
+from lm.per_example import ClippedSum, Engine, LossBatch, vmap_engine
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`epsilon`: with probability `confidence` no mechanism of a smaller epsilon would have been guessed so well. `right` of `guesses`."""
+
+    epsilon: float
+    guesses: int
+    right: int
+    canaries: int
+    confidence: float = CONFIDENCE
+
+
+def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
+    """At most how likely `right` or more right guesses are for an (epsilon, delta)-DP mechanism (the paper's Theorem 5.2).
+
+    Raises ValueError unless 0 <= right <= guesses <= canaries.
+    """
+    if not 0 <= right <= guesses <= canaries:
+        raise ValueError(f"found {right} right of {guesses} guesses about {canaries} canaries; allowed: right <= guesses <= canaries")
+    chance = 1 / (1 + math.exp(-epsilon))
+    beta = float(stats.binom.sf(right - 1, guesses, chance))
+    below = np.cumsum(stats.binom.pmf(right - np.arange(1, right + 1), guesses, chance))  # P[right - i <= X < right]
+    alpha = float((below / np.arange(1, right + 1)).max(initial=0.0))
+    return min(1.0, beta + 2 * canaries * delta * alpha)
+
+
+def lower_bound(canaries: int, guesses: int, right: int, delta: float, confidence: float = CONFIDENCE) -> float:
+    """The largest epsilon that the guesses reject, 0.0 when they reject none; to 0.001 from below."""
+    low, high = 0.0, 1.0
+    while p_value(canaries, guesses, right, high, delta) < 1 - confidence:
+        high *= 2
+        if high > 1000:
+            return high
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        if p_value(canaries, guesses, right, middle, delta) < 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def audit(scores: Sequence[float], included: Sequence[bool], delta: float, confidence: float = CONFIDENCE) -> Audit:
+    """The best bound over several numbers of guesses, half of each kind. [n] scores, higher for "in".
+
+    The numbers tried are n / 16, n / 8, n / 4, n / 2 and n; the confidence is divided by how many there are (union bound).
+    """
+    n = len(scores)
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    was = np.asarray(included, dtype=bool)
+    best = Audit(0.0, 0, 0, n, confidence)
+    tried = sorted({max(2, n // part) // 2 * 2 for part in (16, 8, 4, 2, 1)})
+    for guesses in tried:
+        half = guesses // 2
+        right = int(was[order[:half]].sum() + (~was[order[n - half :]]).sum())
+        bound = lower_bound(n, guesses, right, delta, 1 - (1 - confidence) / len(tried))
+        if bound > best.epsilon or best.guesses == 0:
+            best = Audit(bound, guesses, right, n, confidence)
+    return best
+
+
+class GradientWatcher:
+    """White box: estimates from what every step shows which canaries were in its batch. Give it to `train_generator` as `watch`.
+
+    A step shows y = sum_i b_i g_i + noise, g_i the canaries' clipped gradients, which the auditor can compute, b_i whether canary i was
+    drawn. The scores [n] add up the linear least-squares estimates of all b_i (Gaussian noise of deviation `noise` on every coordinate,
+    independent b_i of mean `rate` / 2). Memory: n x trainable parameters float32. `every`: only each so-manieth step is looked at.
+    """
+
+    def __init__(
+        self, model: Any, batch: LossBatch, clip: float, noise: float, rate: float, expected: float, every: int = 1, rows: int = 64
+    ) -> None:
+        self._model, self._batch, self._clip, self._every, self._rows = model, batch, clip, every, rows
+        self._mean, self._scale = rate / 2, expected
+        self._ridge = max(noise**2, 1e-6 * clip**2) / (self._mean * (1 - self._mean))
+        self.scores = np.zeros(len(batch.ids))
+
+    def __call__(self, step: int, noisy: dict[str, torch.Tensor]) -> None:
+        """After a step's noisy mean is made and before the weights change. `noisy`: by parameter, what `.grad` holds."""
+        if step % self._every:
+            return
+        own = _Rows(self._clip)
+        with vmap_engine(self._model, False) as add:
+            for start in range(0, len(self.scores), self._rows):
+                part = slice(start, start + self._rows)
+                add(LossBatch(self._batch.ids[part], self._batch.weights[part]), own)
+        gradients = torch.cat(own.rows)
+        shown = torch.cat([noisy[name].float().flatten() for name in own.names]) * self._scale - self._mean * gradients.sum(dim=0)
+        system = (gradients @ gradients.T).double()
+        system.diagonal().add_(self._ridge)
+        self.scores += torch.linalg.solve(system, (gradients @ shown).double()).numpy()
+
+
+class DiracCanaries:
+    """Worst case: canary i's gradient is one coordinate of its own, ten times the clipping norm long, so that nothing hides it.
+
+    `engine` goes to `train_generator`, whose sampler, clipping and noise are what is audited; the object itself is its `watch`. `rows`
+    are the encoded training rows of all canaries, in their order. `scores` [n]: the sum of what the steps show on their coordinates.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Encoded], clip: float) -> None:
+        self._numbers = {tuple(row.ids): number for number, row in enumerate(rows)}
+        self._largest = max(trainable(model), key=lambda name: trainable(model)[name].numel())
+        if len(rows) > trainable(model)[self._largest].numel():
+            raise ValueError(f"found {len(rows)} canaries; this model has room for {trainable(model)[self._largest].numel()}")
+        self._length = 10 * clip
+        self.scores = np.zeros(len(rows))
+
+    @contextmanager
+    def engine(self, model: Any, autocast: bool) -> Iterator[Engine]:
+        parameters = trainable(model)
+
+        def add(batch: LossBatch, total: ClippedSum) -> None:
+            gradients = {name: torch.zeros(len(batch.ids), *parameter.shape) for name, parameter in parameters.items()}
+            for place, (ids, weights) in enumerate(zip(batch.ids.tolist(), batch.weights, strict=True)):
+                number = self._numbers[tuple(ids[: int((weights > 0).sum()) + 1])]
+                gradients[self._largest][place].view(-1)[number] = self._length
+            total.add(gradients)
+
+        yield add
+
+    def __call__(self, step: int, noisy: dict[str, torch.Tensor]) -> None:
+        self.scores += noisy[self._largest].flatten()[: len(self.scores)].double().numpy()
+
+
+class _Rows:
+    """Stands where an engine wants a ClippedSum, and keeps the clipped rows apart."""
+
+    def __init__(self, clip: float) -> None:
+        self.clip, self.rows, self.names = clip, [], []
+
+    def add(self, gradients: dict[str, torch.Tensor]) -> None:
+        self.names = list(gradients)
+        rows = torch.cat([gradient.float().flatten(1) for gradient in gradients.values()], dim=1)
+        self.rows.append(rows * (self.clip / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
