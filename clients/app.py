@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 
 from clients.simulated import simulated_vault
 from wire.codec import WireError, pack, unpack
-from wire.messages import Evaluate, Introduce, Learn, Refused, Synthesize
+from wire.messages import Evaluate, Introduce, Learn, Refused, Score, Synthesize
 
 
 def handle(message: Message, context: Context) -> Message:
@@ -26,6 +26,8 @@ def handle(message: Message, context: Context) -> Message:
             answer = vault.introduce()
         case Synthesize():
             answer = vault.synthesize(request)
+        case Score():
+            answer = vault.score(request)
         case Learn():
             answer, returned = vault.learn(request, arrays)
         case Evaluate():
@@ -38,5 +40,6 @@ def handle(message: Message, context: Context) -> Message:
 app = ClientApp()
 app.query("introduce")(handle)
 app.query("synthesize")(handle)
+app.query("score")(handle)
 app.train("learn")(handle)
 app.evaluate("evaluate")(handle)

@@ -56,6 +56,7 @@ def _open(dumped: str, partition: int, run_id: int) -> Vault:
             privacy.policy,
             seed=int(config["seed"]),
             seeded_noise=privacy.seeded_noise,
+            scorer_embedding=privacy.scorer_embedding,
             counterfactual_baselines=privacy.counterfactual_baselines,
             pooled=partition < 0,
             pooled_folder=sites / POOLED_FOLDER,

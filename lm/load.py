@@ -177,14 +177,24 @@ def attach_lora(
     kind = "SEQ_CLS" if type(model).__name__.endswith("ForSequenceClassification") else "CAUSAL_LM"
     where = targets if isinstance(targets, str) else list(targets)
     config = LoraConfig(task_type=kind, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=where)
+    return add_lora(model, config, "default", seed)
+
+
+def add_lora(model: Any, config: LoraConfig, name: str, seed: int) -> PeftModel:
+    """`model`, plain or with adapters, with one more called `name`, which becomes the active and only trainable one; see `attach_lora`."""
     with torch.random.fork_rng(devices=[]), quiet():
-        adapted = get_peft_model(model, config)
-    for name, parameter in adapted.named_parameters():
-        if ".lora_A." in name:
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            model.set_adapter(name)
+        else:
+            model = get_peft_model(model, config, adapter_name=name)
+    for key, parameter in model.named_parameters():
+        if ".lora_A." in key and f".{name}." in key:
             bound = parameter.shape[1] ** -0.5
             with torch.no_grad():
-                parameter.uniform_(-bound, bound, generator=generator(seed, "lora", name))
-    return adapted
+                drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator(seed, "lora", key))
+                parameter.copy_(drawn)
+    return model
 
 
 def merged(model: Any) -> Any:

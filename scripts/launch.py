@@ -9,6 +9,7 @@ from typing import Any
 import conf
 from conf.check import RunFailed, check
 from scripts.federation import FederationConfig, ray_backend, run_inprocess, run_simulation
+from scripts.page import write_page
 from scripts.preflight import preflight
 from scripts.show import Display, print_outcome
 from server.app import build_app, run_path
@@ -32,6 +33,7 @@ def launch(config: dict[str, Any]) -> dict[str, Any]:
     print_outcome(summary, folder)
     if summary["status"] != "completed":
         raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
+    print(f"report: {write_page(folder)}")
     return summary
 
 

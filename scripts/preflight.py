@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from clients.vault.config import PrivacyConfig, site_settings
-from conf.check import ConfigError, check, nearest
+from conf.check import ConfigError, check
 from lm.load import check_model_folder
-from server.app import STRATEGIES
-from server.cloud import check_sections
+from server.app import strategy_settings
+from server.general import load_general
 from server.llm.config import LLMConfig
 from server.llm.load import check_llm
 from tasks.config import TaskConfig
@@ -23,16 +23,14 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Builds the built-in world's models when the configuration names them and they are not cached yet.
     """
-    name = config["strategy"].get("name", "")
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy.name: unknown strategy {name!r}; {nearest(str(name), list(STRATEGIES))}")
-    strategy = check(STRATEGIES[name][0], config["strategy"], "strategy")
-    check_sections(strategy.curate, strategy.augment)
+    _, tuning = strategy_settings(config)
     task = check(TaskConfig, config["task"], "task")
     slm, generator, privacy = site_settings(config)
     llm = check(LLMConfig, config["llm"], "llm")
     rows = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch)
     _check_delta(privacy, {name: sum(site.train.values()) for name, site in rows.items()})
+    if tuning:
+        load_general(tuning.general, int(config["seed"]))
     check_model_folder(resolve(slm.path), "slm.path")
     check_model_folder(resolve(generator.path), "generator.path", causal=True)
     check_llm(llm.model_copy(update={"path": resolve(llm.path)}) if llm.path else llm)

@@ -69,6 +69,7 @@ def main(argv: list[str]) -> int:
     seconds = [summary["seconds"]["total"] for summary in summaries]
     epsilons = [value for summary in summaries for value in summary["epsilon"].values()]
     said = f"epsilon at most {max(epsilons):.2f}" if epsilons else "nothing released"
+    said = said.replace("epsilon at most inf", "no formal guarantee")
     print(
         f"\n{len(summaries)} runs, {summaries[0]['clients']} sites; {said}; {min(seconds):.0f} to {max(seconds):.0f} s each",
         file=sys.stdout,

@@ -24,6 +24,7 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet run.folder=runs/NAME ...                              the same command again resumes
   fedduet pretrain --help                                       train a causal LM on text files
   fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
+  fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
 
 groups: {groups}
 """
@@ -41,7 +42,13 @@ def _table(arguments: list[str]) -> int:
     return table(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table": _table}
+def _report(arguments: list[str]) -> int:
+    from scripts.page import main as report
+
+    return report(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table": _table, "report": _report}
 
 
 def main() -> int:

@@ -15,8 +15,9 @@ from rich.table import Table
 from scipy import stats
 
 from lm import progress as lm_progress
+from strategies.summary import taught_by
 
-ORDER = ("local", "dp_only", "zero_shot", "fedavg", "fdkt", "pooled")
+ORDER = ("local", "dp_only", "zero_shot", "filtered", "fedavg", "fdkt", "crosslm", "pooled")
 
 
 class Display:
@@ -109,11 +110,15 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
     """The table of a run: accuracy by method and site, what it cost, samples of what went up and came down."""
     console = console or Console()
     console.print(accuracy_table(summary))
-    local, found = summary["accuracy"].get("local"), summary["accuracy"].get(summary["strategy"])
+    model = taught_by(summary["strategy"])
+    local, found = summary["accuracy"].get("local"), summary["accuracy"].get(model)
     if local is not None and found is not None:
         gap = summary["gap_closed"]
         closed = "" if gap is None else f", {gap:.0%} of the gap to pooled data closed"
-        console.print(f"{summary['strategy']} - local: {100 * (found - local):+.1f} points{closed}", highlight=False)
+        console.print(f"{model} - local: {100 * (found - local):+.1f} points{closed}", highlight=False)
+    if summary.get("curve"):
+        console.print(curve_table(summary))
+        console.print(llm_table(summary))
     _print_costs(summary, console)
     _print_samples(folder / "demonstrations.jsonl", "demonstrations (DP, up)", console)
     _print_samples(folder / "task_data.jsonl", "LLM-written data (down)", console)
@@ -136,14 +141,39 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
         mean, half = interval(values)
         spread = "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
         cells = [f"{by_site[site][model]:.3f}" if model in by_site[site] else "-" for site in by_site]
-        table.add_row(model, *cells, f"{mean:.3f}{spread}", style="bold" if model == summary["strategy"] else "")
+        table.add_row(model, *cells, f"{mean:.3f}{spread}", style="bold" if model == taught_by(summary["strategy"]) else "")
+    return table
+
+
+def curve_table(summary: Mapping[str, Any]) -> Table:
+    """CrossLM, round by round: what the LLM wrote and how the sites and (where there is one) an oracle rate it."""
+    names = {"oracle_agreement": "oracle agrees", "oracle_agreement_accepted": "of the accepted", "reward": "mean reward"}
+    names |= {"llm_accuracy": "LLM accuracy"}
+    table = Table(title="rounds")
+    for title in ("round", "texts", "accepted", *names.values()):
+        table.add_column(title, justify="right")
+    for entry in summary["curve"]:
+        cells = ["-" if entry.get(key) is None else f"{entry[key]:.3f}" for key in names]
+        table.add_row(str(entry["round"]), str(entry["texts"]), str(entry["accepted"]), *cells)
+    return table
+
+
+def llm_table(summary: Mapping[str, Any]) -> Table:
+    """The LLM itself: accuracy on the sites' tests and general ability, as it came, after the rounds, and tuned in other ways."""
+    table = Table(title=f"the LLM itself; scores: {summary['feedback']}")
+    for title in ("LLM", "task accuracy", "perplexity of neutral text", "other tasks"):
+        table.add_column(title, justify="left" if title == "LLM" else "right")
+    for when in dict.fromkeys((*summary["llm_accuracy"], *summary["llm_general"])):
+        accuracy, general = summary["llm_accuracy"].get(when), summary["llm_general"].get(when)
+        figures = [f"{general['perplexity']:.2f}", f"{general['accuracy']:.3f}"] if general else ["-", "-"]
+        table.add_row(when, "-" if accuracy is None else f"{accuracy:.3f}", *figures)
     return table
 
 
 def _print_costs(summary: Mapping[str, Any], console: Console) -> None:
-    epsilon = ", ".join(f"{site} {value:.2f}" for site, value in summary["epsilon"].items()) or "nothing was released"
+    said = [f"{site} " + (f"{value:.2f}" if math.isfinite(value) else "no formal guarantee") for site, value in summary["epsilon"].items()]
     delta = ", ".join(f"{value:.1e}" for value in sorted(set(summary["delta"].values())))
-    console.print(f"epsilon: {epsilon} (delta {delta})", highlight=False)
+    console.print(f"epsilon: {', '.join(said)} (delta {delta})" if said else "epsilon: nothing was released", highlight=False)
     wire, llm, seconds = summary["wire"], summary["llm"], summary["seconds"]
     console.print(f"wire: {wire['up_bytes']:,} bytes up, {wire['down_bytes']:,} bytes down", highlight=False)
     console.print(f"LLM: {llm.get('prompt_tokens', 0):,} prompt tokens, {llm.get('new_tokens', 0):,} new tokens", highlight=False)

@@ -16,17 +16,20 @@ from flwr.serverapp import Grid, ServerApp
 
 import conf
 from conf.check import ConfigError, check, nearest
-from server.cloud import LLMCloud
+from server.cloud import LLMCloud, check_sections
+from server.tuner import LLMTuner, Settings
 from strategies.base import Moves
-from strategies.config import FDKTConfig
+from strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig
+from strategies.crosslm import crosslm
 from strategies.fdkt import fdkt
+from strategies.fdkt_crosslm import fdkt_crosslm
 from strategies.run_folder import Listener, RunFolder, write_atomically
 from strategies.sites import Sites, SitesConfig
 from strategies.summary import summarise
 from tasks.config import TaskConfig
 from tasks.load import build_task, client_names
 
-STRATEGIES = {"fdkt": (FDKTConfig, fdkt)}
+STRATEGIES = {"fdkt": (FDKTConfig, fdkt), "crosslm": (CrossLMConfig, crosslm), "fdkt_crosslm": (FDKTCrossLMConfig, fdkt_crosslm)}
 
 
 def build_app(listeners: Iterable[Listener] = ()) -> ServerApp:
@@ -45,11 +48,8 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
 
     Raises ConfigError before anything is loaded; whatever ends a run early is raised after `summary.json` says "failed".
     """
-    name = config["strategy"].get("name", "")
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy.name: unknown strategy {name!r}; {nearest(name, list(STRATEGIES))}")
-    kind, strategy = STRATEGIES[name]
-    settings = check(kind, config["strategy"], "strategy")
+    settings, tuning = strategy_settings(config)
+    strategy = STRATEGIES[settings.name][1]
     task_config = check(TaskConfig, config["task"], "task")
     task, names = build_task(task_config), client_names(task_config)
     seed, federation, privacy = int(config["seed"]), config["federation"], config["privacy"]
@@ -61,9 +61,13 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
         minimum=int(federation["minimum_sites"]),
     )
     sites = Sites(grid, run, _run_id(run.path), waits)
-    cloud = LLMCloud(run, task, config["llm"], settings.curate, settings.augment, seed)
+    fdkt_part = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
+    cloud = LLMCloud(run, task, config["llm"], getattr(fdkt_part, "curate", {}), getattr(fdkt_part, "augment", {}), seed)
     moves = Moves(run, sites, cloud, float(privacy["epsilon"]), privacy["delta"], seed, settings.weight, settings.order)
-    run.event("start", strategy=name, task=task.name, seed=seed, clients=list(names))
+    moves.feedback = str(privacy["feedback"])
+    if tuning:
+        moves.tuner = LLMTuner(run, task, cloud, tuning, task_config, federation["kind"], seed)
+    run.event("start", strategy=settings.name, task=task.name, seed=seed, clients=list(names))
     status = "failed"
     try:
         sites.gather(names)
@@ -75,6 +79,23 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
         run.summary(summary)
         cloud.close()
     return summary
+
+
+def strategy_settings(config: Mapping[str, Any]) -> tuple[Any, Settings | None]:
+    """The checked `strategy` section, and what the server needs of it to tune its LLM (None: it does not). Raises ConfigError."""
+    name = config["strategy"].get("name", "")
+    if name not in STRATEGIES:
+        raise ConfigError(f"strategy.name: unknown strategy {name!r}; {nearest(str(name), list(STRATEGIES))}")
+    settings = check(STRATEGIES[name][0], config["strategy"], "strategy")
+    if isinstance(settings, FDKTConfig | FDKTCrossLMConfig):
+        one = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
+        check_sections(one.curate, one.augment)
+    match settings:
+        case CrossLMConfig():
+            return settings, Settings(settings)
+        case FDKTCrossLMConfig():
+            return settings, Settings(settings.crosslm, "strategy.crosslm")
+    return settings, None
 
 
 def run_path(config: Mapping[str, Any]) -> Path:

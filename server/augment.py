@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import pydantic
 
@@ -111,7 +112,10 @@ def augment(
             texts = math.ceil(number * config.oversample)
             for place in range(math.ceil(texts / _texts_per_request(llm, config))):
                 request_seed = derive(seed, "augment", domain, label, turn, place)
-                asked.append((label, _request(queue, task, llm, count, domain, label, config, request_seed, counts)))
+                request = text_request(
+                    queue, task, llm, count, domain, label, config, request_seed, _texts_per_request(llm, config), counts
+                )
+                asked.append((label, request))
         answers = llm.generate([request for _, request in asked], on_progress)
         counts["rounds"] += 1
         counts["requests"] += len(asked)
@@ -135,18 +139,33 @@ def _texts_per_request(llm: LLM, config: AugmentConfig) -> int:
     return config.per_request if llm.form == "chat" else 1
 
 
-def _request(
+class Sampling(Protocol):
+    """What a request needs of a configuration: AugmentConfig, or another with these fields."""
+
+    shots: int
+    shot_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+
+def text_request(
     queue: ShotQueue,
     task: Task,
     llm: LLM,
     count: Callable[[str], int],
     domain: str,
     label: int,
-    config: AugmentConfig,
+    config: Sampling,
     seed: int,
+    number: int,
     counts: Counter[str],
 ) -> Request:
-    number = _texts_per_request(llm, config)
+    """A request for `number` texts of one label (one in completion form), after examples from the queue. Counts shots_left_out.
+
+    Raises ConfigError when not even the prompt without examples fits the LLM's context.
+    """
     new_tokens = min(config.max_new_tokens * number, llm.context // 2)
     shots = [
         Record(cut_to_tokens(shot.text, count, config.shot_tokens), shot.label, shot.domain) for shot in queue.draw_for(label, config.shots)
@@ -156,7 +175,7 @@ def _request(
         fit = fitting(task, llm.form, domain, label, shots, *given)
         prompt = augment_prompt(task, llm.form, domain, label, fit, *given)
     except ValueError as failure:  # even without demonstrations it is too long
-        raise ConfigError(f"augment.max_new_tokens: {llm.name} has a context of {llm.context} tokens, and {failure}") from None
+        raise ConfigError(f"max_new_tokens: {llm.name} has a context of {llm.context} tokens, and {failure}") from None
     counts["shots_left_out"] += len(shots) - len(fit)
     if not isinstance(prompt, str):
         prompt = tuple(ChatTurn(role, content) for role, content in prompt)

@@ -21,6 +21,8 @@ from tasks.standin import describe, resolve
 from tasks.task import Task
 from wire.messages import LabelledTexts
 
+USAGE = {"requests": "requests", "errors": "failed", "prompt_tokens": "prompt_tokens", "new_tokens": "new_tokens"}
+
 
 def check_sections(curate_values: Mapping[str, Any], augment_values: Mapping[str, Any]) -> tuple[CurateConfig, AugmentConfig]:
     """The server's settings inside a strategy's section. Raises ConfigError."""
@@ -62,7 +64,7 @@ class LLMCloud:
 
     def curate(self, phase: str, demonstrations: Texts) -> Texts:
         """Group and judge all sites' demonstrations together; each site gets back its own that were kept."""
-        pool = [one for site, data in sorted(demonstrations.items()) for one in self._as_demonstrations(site, data)]
+        pool = [one for site, data in sorted(demonstrations.items()) for one in self.as_demonstrations(site, data)]
         result: Curated = curate(pool, self._task, self.llm(), self._embed, self._curate, derive(self._seed, phase), self._progress(phase))
         self._run.event("curated", phase=phase, counts=dict(result.counts))
         if result.counts.get("empty_labels"):
@@ -79,7 +81,7 @@ class LLMCloud:
         data: Texts = {}
         sites = sorted(self._task.domains) if demonstrations is None else sorted(demonstrations)
         for site in sites:
-            shown = [] if demonstrations is None else self._as_demonstrations(site, demonstrations[site])
+            shown = [] if demonstrations is None else self.as_demonstrations(site, demonstrations[site])
             # the zero-shot baseline and every round draw from streams of their own name
             seed = derive(self._seed, phase, site)
             result = augment(
@@ -92,18 +94,7 @@ class LLMCloud:
                 demonstrate=demonstrations is not None,
                 on_progress=self._progress(f"{phase} {site}"),
             )
-            counts = dict(result.counts)
-            self._run.event("augmented", phase=phase, client=site, counts=counts)
-            self._run.event(
-                "llm_usage",
-                phase=phase,
-                requests=counts.get("requests", 0),
-                errors=counts.get("failed", 0),
-                prompt_tokens=counts.get("prompt_tokens", 0),
-                new_tokens=counts.get("new_tokens", 0),
-            )
-            if not result.items:
-                self._warn(f"{phase}, {site}: no usable text came from the LLM, so its SLM learns from its own records alone")
+            self.count(phase, site, result.counts)
             soft = [list(item.soft_label) for item in result.items if item.soft_label is not None]
             data[site] = LabelledTexts(
                 [item.text for item in result.items],
@@ -119,7 +110,16 @@ class LLMCloud:
             self._llm.close()
             self._llm = None
 
-    def _as_demonstrations(self, site: str, data: LabelledTexts) -> list[Demonstration]:
+    def count(self, phase: str, site: str, counts: Mapping[str, int]) -> None:
+        """Write what the LLM was asked and what became of its answers to the run."""
+        self._run.event("augmented", phase=phase, client=site, counts=counts)
+        usage = {key: counts.get(name, 0) for key, name in USAGE.items()}
+        self._run.event("llm_usage", phase=phase, **usage)
+        if not counts.get("kept"):
+            self._warn(f"{phase}, {site}: no usable text came from the LLM, so its SLM gets none of its domain")
+
+    def as_demonstrations(self, site: str, data: LabelledTexts) -> list[Demonstration]:
+        """A site's texts with its name and the wording of its domain."""
         domain = self._task.domains[site]
         return [Demonstration(text, label, domain, site) for text, label in zip(data.texts, data.labels, strict=True)]
 

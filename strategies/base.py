@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from strategies.run_folder import RunFolder
@@ -17,6 +17,8 @@ from wire.codec import Arrays, decode
 from wire.messages import Evaluate, Evaluated, LabelledTexts, Learn, Learned, Receipt, Synthesize, Synthesized
 
 Texts = dict[str, LabelledTexts]  # by site
+Rewards = Mapping[str, Sequence[float]]  # by the site whose domain the texts were written for, in their order
+Outcome = Mapping[str, Any]
 
 
 class Cloud(Protocol):
@@ -28,6 +30,44 @@ class Cloud(Protocol):
 
     def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
         """Labelled data for every site's domain, after demonstrations or (None) from the domain's name alone (step 4)."""
+        ...
+
+
+class Tuner(Protocol):
+    """The cloud's part of CrossLM. An outcome says what a tuning did: `steps`, `kl`, `stopped` (why it changed nothing), `rolled_back`
+    (why the round was undone), `adapter` and `folder` (where its weights are), `general` and `accuracy` (measured after it)."""
+
+    @property
+    def tunes(self) -> bool:
+        """Whether the engine's weights can be tuned."""
+        ...
+
+    def write(self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int) -> Texts:
+        """Texts of every label for every site's domain."""
+        ...
+
+    def tune_generator(self, phase: str, adapter: str, written: str, rewards: Rewards) -> Outcome:
+        """Make texts like the well-rated ones of the phase `written` likelier."""
+        ...
+
+    def tune_task(self, phase: str, adapter: str, texts: Texts) -> Outcome:
+        """Learn V(x) -> y on labelled texts."""
+        ...
+
+    def tune_pooled(self, phase: str, adapter: str) -> Outcome:
+        """Learn V(x) -> y on all sites' private records: an upper bound that only a simulation has."""
+        ...
+
+    def adopt(self, outcome: Outcome) -> None:
+        """Go on with the weights that `outcome` names, also when an earlier start of the run made them."""
+        ...
+
+    def measure(self, phase: str, adapter: str | None) -> Outcome:
+        """`general` ability and `accuracy` by site of the LLM with an adapter, or (None) as it came."""
+        ...
+
+    def agreement(self, texts: Texts) -> float | None:
+        """Share of texts whose label is the task's own oracle's; None for a task without one."""
         ...
 
 
@@ -45,6 +85,10 @@ class Moves:
     order: str = "together"
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
+    tuner: Tuner | None = None
+    feedback: str = "none"  # how scores are protected
+    llm: dict[str, Any] = field(default_factory=dict)  # CrossLM: general ability and accuracy of the LLM, by when it was measured
+    curve: list[dict[str, Any]] = field(default_factory=list)  # CrossLM: figures of each round
     _artefacts: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
 
     def synthesize(self, round: int, rounds: int, per_label: int) -> Texts:
@@ -56,21 +100,21 @@ class Moves:
                 self.message_id(phase, site), self.sites.run_id, round, rounds, per_label, self.epsilon, self.delta, seed=self.seed
             )
 
-        answers = self._remember(phase, Synthesized, lambda: _messages(self.sites.ask(phase, request)))
+        answers = self.remember(phase, Synthesized, lambda: _messages(self.sites.ask(phase, request)))
         self.receipts |= {site: answer.receipt for site, answer in answers.items()}
         texts = {site: answer.data for site, answer in answers.items()}
-        self._artefact("demonstrations", phase, texts)
+        self.artefact("demonstrations", phase, texts)
         return texts
 
     def curate(self, round: int, demonstrations: Texts) -> Texts:
         """The cloud's selection of the demonstrations."""
         phase = f"curate-{round}"
-        return self._remember(phase, LabelledTexts, lambda: self._on_llm(phase, lambda: self.cloud.curate(phase, demonstrations)))
+        return self.remember(phase, LabelledTexts, lambda: self.on_llm(phase, lambda: self.cloud.curate(phase, demonstrations)))
 
     def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
         """The LLM's data for every site."""
-        data = self._remember(phase, LabelledTexts, lambda: self._on_llm(phase, lambda: self.cloud.augment(phase, demonstrations)))
-        self._artefact("task_data", phase, data)
+        data = self.remember(phase, LabelledTexts, lambda: self.on_llm(phase, lambda: self.cloud.augment(phase, demonstrations)))
+        self.artefact("task_data", phase, data)
         return data
 
     def learn(self, model: str, data: Texts | None = None, **options: Any) -> None:
@@ -83,10 +127,12 @@ class Moves:
 
         self.measure(model, only=self.teach(model, request))
 
-    def teach(self, model: str, request: Callable[[str], Learn], only: Sequence[str] | None = None) -> list[str]:
+    def teach(
+        self, model: str, request: Callable[[str], Learn], only: Sequence[str] | None = None, arrays: Arrays | None = None
+    ) -> list[str]:
         """Send training requests and return the sites that trained."""
         phase = f"learn-{model}"
-        return sorted(self._remember(phase, Learned, lambda: _messages(self.sites.ask(phase, request, only))))
+        return sorted(self.remember(phase, Learned, lambda: _messages(self.sites.ask(phase, request, only, arrays))))
 
     def measure(self, model: str, only: Sequence[str] | None = None, scope: str = "own") -> None:
         """Test accuracy of `model`, by site, into `accuracy`."""
@@ -95,7 +141,7 @@ class Moves:
         def request(site: str) -> Evaluate:
             return Evaluate(self.message_id(phase, site), self.sites.run_id, model, scope)
 
-        answers = self._remember(phase, Evaluated, lambda: _messages(self.sites.ask(phase, request, only)))
+        answers = self.remember(phase, Evaluated, lambda: _messages(self.sites.ask(phase, request, only)))
         counts = {name: (answer.correct[name], total) for answer in answers.values() for name, total in answer.total.items()}
         self.accuracy[model] = {name: correct / total for name, (correct, total) in counts.items() if total}
         self.run.event("accuracy", model=model, by_site=self.accuracy[model])
@@ -117,15 +163,18 @@ class Moves:
         """The id under which a request is charged and answered once."""
         return f"{self.sites.run_id}/{phase}/{site}"
 
-    def _on_llm(self, phase: str, compute: Callable[[], Texts]) -> Texts:
+    def on_llm(self, phase: str, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, timed as a phase of the LLM."""
         with self.run.phase(phase, "llm"):
             return compute()
 
-    def _remember(self, phase: str, kind: type, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def remember(self, phase: str, kind: type, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Messages of one `kind` by site, computed at most once per run folder."""
         stored = self.run.once(phase, lambda: {site: asdict(message) for site, message in compute().items()})
         return {site: decode(kind.__name__, json.dumps(value).encode()) for site, value in stored.items()}
 
-    def _artefact(self, name: str, phase: str, texts: Texts) -> None:
+    def artefact(self, name: str, phase: str, texts: Texts) -> None:
+        """Texts of a phase, as rows of the run folder's `name`.jsonl."""
         rows = [
             {"phase": phase, "client": site, "label": label, "text": text}
             for site, data in sorted(texts.items())
@@ -157,13 +206,14 @@ def concatenate(parts: Sequence[LabelledTexts]) -> LabelledTexts:
     )
 
 
-def shared_by_all(texts: Texts, domains: Mapping[str, str]) -> Texts:
-    """Everybody's data for every site, the domain named in front of each text (METHODS, step 6: multi-task; how is our choice)."""
-    tagged = [
-        LabelledTexts([f"{domains[site]}: {text}" for text in data.texts], data.labels, data.weights, data.soft_labels)
+def shared_by_all(texts: Texts, domains: Mapping[str, str] | None = None) -> Texts:
+    """Everybody's data for every site; with `domains` each text has its domain in front (METHODS, FDKT step 6: multi-task, how is our
+    choice)."""
+    everything = [
+        replace(data, texts=[f"{domains[site]}: {text}" for text in data.texts]) if domains else data
         for site, data in sorted(texts.items())
     ]
-    return dict.fromkeys(texts, concatenate(tagged))
+    return dict.fromkeys(texts, concatenate(everything))
 
 
 def gap_closed(accuracy: float, local: float, pooled: float) -> float | None:

@@ -1,40 +1,93 @@
-"""The strategy section of the configuration."""
+"""The strategy section of the configuration, one class for each strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
 from conf.check import Section
 
-BASELINES = ("local", "dp_only", "zero_shot", "fedavg", "pooled")
+
+class Baselines(Section):
+    """What every strategy's section has: baselines of the same run, on unless switched off by name, and FedAvg's settings."""
+
+    KNOWN: ClassVar[tuple[str, ...]] = ()
+    fedavg_rounds: int = pydantic.Field(3, ge=1)
+    fedavg_part: float = pydantic.Field(1.0, gt=0, le=1)  # of a local training in each round [O]
+    baselines: Mapping[str, bool] = {}
+
+    @pydantic.field_validator("baselines")
+    @classmethod
+    def _known(cls, value: Mapping[str, bool]) -> Mapping[str, bool]:
+        unknown = sorted(set(value) - set(cls.KNOWN))
+        if unknown:
+            raise ValueError(f"unknown baseline {', '.join(unknown)}; allowed: {', '.join(cls.KNOWN)}")
+        return value
+
+    def wants(self, baseline: str) -> bool:
+        """Whether a baseline runs; those not mentioned do."""
+        return self.baselines.get(baseline, True)
 
 
-class FDKTConfig(Section):
+class FDKTConfig(Baselines):
     """FDKT and its baselines. `curate` and `augment` are the server's settings and checked there."""
 
+    KNOWN = ("local", "dp_only", "zero_shot", "fedavg", "pooled")
     name: Literal["fdkt"]
     rounds: int = pydantic.Field(1, ge=1)
     demonstrations_per_label: int = pydantic.Field(32, ge=1)
     share: Literal["domain", "all"] = "domain"  # what a site receives: data of its own domain, or everybody's
     weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_i) + lambda * CE(D_a,i); METHODS: our choice
     order: Literal["together", "generated_first"] = "together"
-    fedavg_rounds: int = pydantic.Field(3, ge=1)
-    fedavg_part: float = pydantic.Field(1.0, gt=0, le=1)  # of a local training in each round [O]
-    baselines: Mapping[str, bool] = {}
     curate: Mapping[str, Any] = {}
     augment: Mapping[str, Any] = {}
 
-    @pydantic.field_validator("baselines")
-    @classmethod
-    def _known(cls, value: Mapping[str, bool]) -> Mapping[str, bool]:
-        unknown = sorted(set(value) - set(BASELINES))
-        if unknown:
-            raise ValueError(f"unknown baseline {', '.join(unknown)}; allowed: {', '.join(BASELINES)}")
-        return value
 
-    def wants(self, baseline: str) -> bool:
-        """Whether a baseline runs; those not mentioned do."""
-        return self.baselines.get(baseline, True)
+class CrossLMConfig(Baselines):
+    """CrossLM and its baselines. `write`, `policy`, `examples` and `general` are the server's settings and checked there."""
+
+    KNOWN = ("zero_shot", "filtered", "llm_unfiltered", "llm_pooled", "fedavg", "pooled")
+    name: Literal["crosslm"]
+    rounds: int = pydantic.Field(3, ge=1)
+    per_label: int = pydantic.Field(24, ge=1)  # texts of each label for each site's domain in a round
+    share: Literal["domain", "all"] = "all"
+    weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_k) + lambda * sum r * CE
+    order: Literal["together", "generated_first"] = "together"
+    aggregate: Literal["uniform", "rows", "median"] = "uniform"
+    accept: float = pydantic.Field(0.5, ge=0, le=1)  # tau: the least reward of an accepted text
+    keep_at_least: int = pydantic.Field(4, ge=1)  # texts of a label, the best ones, where fewer are accepted
+    tuning: Literal["policy_gradient", "dpo", "likelihood", "none"] = "policy_gradient"  # none: selection only
+    adapters: Literal["separate", "shared"] = "separate"  # of generating and of the task
+    llm_test_rows: int = pydantic.Field(200, ge=1)  # of each site's test texts, to measure the LLM in a simulation
+    write: Mapping[str, Any] = {}
+    policy: Mapping[str, Any] = {}
+    examples: Mapping[str, Any] = {}
+    general: Mapping[str, Any] = {}
+
+
+class FDKTCrossLMConfig(Section):
+    """FDKT, then CrossLM from its SLMs and demonstrations."""
+
+    name: Literal["fdkt_crosslm"]
+    fdkt_part: float = pydantic.Field(0.7, gt=0, lt=1)  # of epsilon for demonstrations, the rest for scores, where these are protected [O]
+    fdkt: FDKTConfig
+    crosslm: CrossLMConfig
+
+    @pydantic.model_validator(mode="after")
+    def _baselines_once(self) -> FDKTCrossLMConfig:
+        both = [name for name in FDKTConfig.KNOWN if name in CrossLMConfig.KNOWN and self.fdkt.wants(name) and self.crosslm.wants(name)]
+        if both:
+            raise ValueError(f"baselines of both: {', '.join(both)}; switch them off in one, e.g. crosslm.baselines.{both[0]}=false")
+        return self
+
+    @property
+    def weight(self) -> float:
+        """Of the first part."""
+        return self.fdkt.weight
+
+    @property
+    def order(self) -> str:
+        """Of the first part."""
+        return self.fdkt.order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strategies.base import Moves, merge, shared_by_all
+from strategies.base import Moves, Texts, merge, shared_by_all
 from strategies.config import FDKTConfig
 from strategies.dp_only import dp_only
 from strategies.fedavg import fedavg
@@ -11,13 +11,17 @@ from strategies.pooled import pooled
 from strategies.zero_shot import zero_shot
 
 
-def fdkt(moves: Moves, config: FDKTConfig) -> None:
-    """METHODS, FDKT steps 1 to 6. The privacy budget is planned over all rounds together; data of the rounds adds up."""
-    demonstrations, data = {}, {}
+def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
+    """METHODS, FDKT steps 1 to 6. The privacy budget is planned over all rounds together; data of the rounds adds up.
+
+    Returns the demonstrations that the judge kept, by site.
+    """
+    demonstrations, kept, data = {}, {}, {}
     for round in range(config.rounds):
         written = moves.synthesize(round, config.rounds, config.demonstrations_per_label)
         chosen = moves.curate(round, written)
         demonstrations = merge(demonstrations, written)
+        kept = merge(kept, chosen)
         data = merge(data, moves.augment(f"augment-{round}", chosen))
         given = shared_by_all(data, moves.sites.domains) if config.share == "all" else data
         moves.learn("fdkt" if round == config.rounds - 1 else f"fdkt-round-{round}", given)
@@ -32,3 +36,4 @@ def fdkt(moves: Moves, config: FDKTConfig) -> None:
     for name, baseline in baselines.items():
         if config.wants(name):
             moves.attempt(name, baseline)
+    return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,25 +15,21 @@ from wire.messages import Learn
 def fedavg(moves: Moves, rounds: int, part: float) -> None:
     """Every round all sites do `part` of a local training from the average; the last average is measured at every site."""
     average: Arrays = {}
-    for round in range(rounds + 1):
-        phase = f"learn-fedavg-{round}"
-        last = round == rounds  # only loads the average at every site, so that it can be measured
-
-        def request(site: str, phase: str = phase, last: bool = last) -> Learn:
-            return Learn(
-                moves.message_id(phase, site),
-                moves.sites.run_id,
-                "fedavg",
-                private=not last,
-                part=part,
-                share_weights=not last,
-                seed=moves.seed,
-            )
-
-        answers = moves.ask(phase, request, arrays=average)
-        if not last:
-            average = weighted_mean([arrays for _, arrays in answers.values()], [learned.private_rows for learned, _ in answers.values()])
+    for round in range(rounds):
+        average = moves.run.once_arrays(f"fedavg-{round}", lambda round=round, start=average: _round(moves, round, part, start))
+    # only loads the average at every site, so that it can be measured
+    moves.teach("fedavg", lambda site: _request(moves, site, rounds, private=False, share_weights=False), arrays=average)
     moves.measure("fedavg")
+
+
+def _round(moves: Moves, round: int, part: float, average: Arrays) -> Arrays:
+    phase = f"learn-fedavg-{round}"
+    answers = moves.ask(phase, lambda site: _request(moves, site, round, part=part, share_weights=True), arrays=average)
+    return weighted_mean([arrays for _, arrays in answers.values()], [learned.private_rows for learned, _ in answers.values()])
+
+
+def _request(moves: Moves, site: str, round: int, **options: Any) -> Learn:
+    return Learn(moves.message_id(f"learn-fedavg-{round}", site), moves.sites.run_id, "fedavg", seed=moves.seed, **options)
 
 
 def weighted_mean(parts: Sequence[Arrays], rows: Sequence[int]) -> Arrays:

@@ -11,6 +11,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 Listener = Callable[[dict[str, Any]], None]
@@ -87,6 +88,24 @@ class RunFolder:
         value = compute()
         write_atomically(file, json.dumps(_plain(value), ensure_ascii=False))
         return json.loads(json.dumps(_plain(value)))
+
+    def kept(self, name: str) -> Any:
+        """What `once` keeps under this name. Raises FileNotFoundError where there is nothing yet."""
+        return json.loads((self.path / "checkpoint" / f"{name}.json").read_text(encoding="utf-8"))
+
+    def once_arrays(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The same for named arrays."""
+        file = self.path / "checkpoint" / f"{name}.npz"
+        if not file.exists():
+            values = compute()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{os.getpid()}.{file.name}")
+            np.savez(partial, **values)
+            partial.replace(file)
+            return values
+        self.event("phase_reused", phase=name)
+        with np.load(file, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
 
     def artefact(self, name: str, rows: Iterable[Any]) -> None:
         """Write `name`.jsonl, one dataclass or mapping a line, replacing an older one."""

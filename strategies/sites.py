@@ -13,9 +13,15 @@ from flwr.serverapp import Grid
 from conf.check import RunFailed
 from strategies.run_folder import RunFolder
 from wire.codec import Arrays, WireError, pack, size, unpack
-from wire.messages import Evaluate, Introduce, Introduced, Learn, Refused, Synthesize
+from wire.messages import Evaluate, Introduce, Introduced, Learn, Refused, Score, Synthesize
 
-_MESSAGE_TYPES = {Introduce: "query.introduce", Synthesize: "query.synthesize", Learn: "train.learn", Evaluate: "evaluate.evaluate"}
+_MESSAGE_TYPES = {
+    Introduce: "query.introduce",
+    Synthesize: "query.synthesize",
+    Score: "query.score",
+    Learn: "train.learn",
+    Evaluate: "evaluate.evaluate",
+}
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
     """The summary as plain values. `accuracy` means over sites on the test split; `seconds` and `wire` add up all starts of the run."""
     events = list(run.events())
     mean = {model: float(np.mean(list(by_site.values()))) for model, by_site in moves.accuracy.items() if by_site}
-    name = config["strategy"]["name"]
+    name = taught_by(config["strategy"]["name"])
     bounds = {"local", "pooled", name} <= mean.keys()
     return {
-        "strategy": name,
+        "strategy": config["strategy"]["name"],
         "task": config["task"]["name"],
         "seed": config["seed"],
         "clients": len(moves.sites.names),
-        "rounds": config["strategy"].get("rounds", 1),
+        "rounds": config["strategy"].get("rounds") or config["strategy"]["crosslm"]["rounds"],
         "status": status,
         "accuracy": mean,
         "accuracy_per_client": _by_site(moves.accuracy),
@@ -34,6 +34,7 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
         "epsilon": {site: receipt.epsilon_total for site, receipt in moves.receipts.items()},
         "delta": {site: receipt.delta for site, receipt in moves.receipts.items()},
         "receipts": moves.receipts,
+        **_steered(moves),
         "wire": _wire(events),
         "llm": dict(llm) | _usage(events),
         "curated": [entry for entry in events if entry["event"] in ("curated", "augmented")],
@@ -41,6 +42,20 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
         "failures": _failures(events),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
+
+
+def taught_by(strategy: str) -> str:
+    """The model that a strategy ends with, as it is named in `accuracy`."""
+    return {"fdkt_crosslm": "crosslm"}.get(strategy, strategy)
+
+
+def _steered(moves: Moves) -> dict[str, Any]:
+    """What CrossLM adds: the LLM's accuracy (mean over sites) and general ability, before, after and of its baselines, and the rounds."""
+    if not moves.llm:
+        return {}
+    accuracy = {when: float(np.mean(list(one["accuracy"].values()))) for when, one in moves.llm.items() if one["accuracy"]}
+    general = {when: one["general"] for when, one in moves.llm.items() if one["general"]}
+    return {"feedback": moves.feedback, "llm_accuracy": accuracy, "llm_general": general, "curve": moves.curve}
 
 
 def _by_site(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from tasks.answers import parse_generated
 from tasks.judgement import parse_judgement
 from tasks.task import Record, Task
 
-__all__ = ["augment_prompt", "fill", "fitting", "judge_prompt", "parse_generated", "parse_judgement"]
+__all__ = ["augment_prompt", "fill", "fitting", "judge_prompt", "parse_generated", "parse_judgement", "task_answer", "task_prompt"]
 
 Prompt = str | tuple[tuple[str, str], ...]  # completion: one string; chat: (role, content) turns
 
@@ -105,6 +105,36 @@ def judge_prompt(task: Task, form: str, domain: str, members: Sequence[Record]) 
     if form == "completion":
         return question + OPEN_LIST
     return (("user", question),)
+
+
+def task_prompt(task: Task, form: str, domain: str, text: str) -> Prompt:
+    """V(x): asks for the label of `text`. Completion form ends where the label comes, see `task_answer`.
+
+    The wording is the control code's with its parts in another order [our choice]: "Product: d / Rating: y / Review: x" becomes
+    "Product: d / Review: x / Rating: y"; a control code that has its label on its last line gives "Review: x / Label: y", by the noun.
+    Raises ValueError for an unknown form.
+    """
+    _check(task, form, 0)
+    values = {"domain": domain, "noun": task.noun, "text": one_line(text)}
+    if form == "completion":
+        return fill(_task_template(task).partition("{label}")[0].rstrip(), **values)
+    asked = f"Domain: {{domain}}\n\n{{text}}\n\nWhich label does this {{noun}} have: {', '.join(task.labels)}? Answer with the label only."
+    return (("user", fill(asked, **values)),)
+
+
+def task_answer(task: Task, form: str, label: int) -> str:
+    """What V(x) is answered with: the label's wording, after a space in completion form."""
+    _check(task, form, label)
+    return f" {task.labels[label]}" if form == "completion" else task.labels[label]
+
+
+def _task_template(task: Task) -> str:
+    lines = (task.prompts.completion_document or task.control_code + task.separator + "{text}").split("\n")
+    opening = next(number for number, line in enumerate(lines) if "{text}" in line)
+    asking = [line for line in lines[:opening] if "{label}" in line]
+    if not asking or any("{label}" in line for line in lines[opening:]):
+        return f"{task.noun.capitalize()}: {{text}}\nLabel: {{label}}"
+    return "\n".join([*(line for line in lines[:opening] if line not in asking), *lines[opening:], *asking])
 
 
 def _augment(task: Task, form: str, domain: str, label: int, shown: Sequence[Record], n: int) -> Prompt:

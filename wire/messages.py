@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of runs and models: sites name folders after them
 _LONGEST_ID = 512  # characters [O]; sites write message ids to their ledger
 
+FEEDBACK = ("none", "votes", "gaussian")  # how scores are protected; clients/vault/feedback.py
+
 
 def is_name(text: str) -> bool:
     """Whether `text` may name a run or a model: 1 to 64 of A-Z, a-z, 0-9, `.`, `-` and `_`, the first a letter or digit."""
     return _NAME.fullmatch(text) is not None
 
 
-def _check_names(message: Introduce | Synthesize | Learn | Evaluate) -> None:
+def _check_names(message: Introduce | Synthesize | Score | Learn | Evaluate) -> None:
     """Raises ValueError for a message id or a name that could mean another place than the one it is for."""
     if not (0 < len(message.message_id) <= _LONGEST_ID and message.message_id.isprintable()):
         raise ValueError(f"message_id: found {message.message_id[:40]!r}; allowed: 1 to {_LONGEST_ID} printable characters")
@@ -117,6 +119,35 @@ class Synthesized:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Ask how well each text fits its label, in the eyes of a site's records."""
+
+    message_id: str
+    run: str
+    model: str  # feedback "none": the site's kept SLM that scores
+    data: LabelledTexts
+    epsilon: float  # for the whole run, of "votes" and "gaussian"; "none" has no guarantee, whatever stands here
+    round: int = 0  # 0-based
+    rounds: int = 1  # of scoring: the budget of "votes" is planned over all of them together
+    feedback: str = "none"  # FEEDBACK says which there are
+    delta: float | None = None  # None: the site's own
+    counterfactual: bool = False  # a baseline that would have asked for more: only a simulation answers, on a ledger of its own
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        if self.feedback not in FEEDBACK:
+            raise ValueError(f"feedback: found {self.feedback!r}; allowed: {', '.join(FEEDBACK)}")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One score in [0, 1] for each text, in their order; "votes" say 0.5 for no opinion, the others are a probability of the label."""
+
+    scores: list[float]
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
 class Learn:
     """Ask a site to train its SLM; the model is kept at the site under `model`."""
 
@@ -185,5 +216,5 @@ class Refused:
     kind: str = "policy"  # "policy", "budget", "ledger", "data", "request" or "error"
 
 
-Asked = Introduce | Synthesize | Learn | Evaluate
-Answered = Introduced | Synthesized | Learned | Evaluated | Refused
+Asked = Introduce | Synthesize | Score | Learn | Evaluate
+Answered = Introduced | Synthesized | Scored | Learned | Evaluated | Refused

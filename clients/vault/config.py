@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
+from clients.vault.feedback import ScorerEmbedding
 from clients.vault.policy import Policy
 from conf.check import Section, check
 from lm.classify import SLMConfig
@@ -33,7 +34,8 @@ class PrivacyConfig(Section):
     """What a run asks for (`epsilon`, `delta`) and, for simulated sites, the policy they answer with.
 
     `counterfactual_baselines`: simulated sites take part in FedAvg although its weights carry no guarantee; what that would have released
-    is written to a ledger of its own, since nothing left a real site.
+    is written to a ledger of its own, since nothing left a real site. `feedback`: how scores of generated texts are protected;
+    `scorer_embedding`: by what public embedding protected scores compare texts (clients/vault/feedback.py).
     """
 
     epsilon: float
@@ -41,6 +43,8 @@ class PrivacyConfig(Section):
     policy: Policy = Policy()
     seeded_noise: bool = False
     counterfactual_baselines: bool = True
+    feedback: Literal["none", "votes", "gaussian"] = "none"
+    scorer_embedding: ScorerEmbedding = "auto"
 
     @pydantic.field_validator("epsilon")
     @classmethod
@@ -69,6 +73,7 @@ class SiteConfig:
     policy: Policy
     seed: int
     seeded_noise: bool = False
+    scorer_embedding: ScorerEmbedding = "auto"
     counterfactual_baselines: bool = False
     pooled: bool = False
     pooled_folder: Path | None = None  # a simulation's: where the pooled bound's models are, to be measured at every site

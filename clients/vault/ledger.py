@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -63,6 +63,7 @@ class Ledger:
 
     `allow_unprotected` lets events of kind "none" pass. They make `spent` infinite; the budget then goes on for the
     protected events alone. Without it, a ledger that holds one refuses everything, since no total can be kept any more.
+    `unprotected` names mechanisms for which alone that leave is given, e.g. {"scores"}.
     Any method may raise LedgerError for a file that is damaged or cannot be written. Raises ValueError for a budget or
     delta out of range.
     """
@@ -74,6 +75,7 @@ class Ledger:
         delta: float,
         allow_unprotected: bool = False,
         clock: Callable[[], float] = time.time,
+        unprotected: Collection[str] = (),
     ) -> None:
         if not budget_epsilon > 0 or (math.isinf(budget_epsilon) and not allow_unprotected):
             raise ValueError(
@@ -86,6 +88,7 @@ class Ledger:
         self.budget_epsilon = float(budget_epsilon)
         self.delta = delta
         self.allow_unprotected = allow_unprotected
+        self._unprotected = unprotected
         self._clock = clock
 
     # --- Reading -----------------------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ class Ledger:
     def _check_budget(self, entries: Sequence[Entry], run: str, what: str, event: Event, epsilon_run: float | None, delta: float) -> None:
         everything, of_run = self._countable(entries, None), self._countable(entries, run)
         if event.kind == "none":
-            if not self.allow_unprotected:
+            if not self._may_be_open(what):
                 raise BudgetError(f"{what} for run {run} carries no privacy guarantee; {self._protection_demand()}")
             return
         for spent, budget, at, whose in (
@@ -221,14 +224,17 @@ class Ledger:
 
     def _countable(self, entries: Sequence[Entry], run: str | None) -> list[Event]:
         """The protected events (of one run, or all). Raises BudgetError when an unprotected one forbids a total."""
-        unprotected = next((entry for entry in entries if entry.event.kind == "none"), None)
-        if unprotected is not None and not self.allow_unprotected:
+        unprotected = next((entry for entry in entries if entry.event.kind == "none" and not self._may_be_open(entry.what)), None)
+        if unprotected is not None:
             raise BudgetError(
                 f"the ledger holds an unprotected release ({unprotected.what} for run {unprotected.run}, "
                 f"{unprotected.time}), so its total is infinite; "
                 f"{self._protection_demand()}"
             )
         return [entry.event for entry in entries if entry.event.kind != "none" and run in (None, entry.run)]
+
+    def _may_be_open(self, what: str) -> bool:
+        return self.allow_unprotected or what in self._unprotected
 
     def _protection_demand(self) -> str:
         return f"allowed: epsilon up to {self.budget_epsilon:g}, unless the site's policy sets allow_unprotected"

@@ -13,7 +13,7 @@ from typing import Literal
 import pydantic
 
 from conf.check import Section
-from wire.messages import Evaluate, LabelledTexts, Learn, Synthesize
+from wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
 
 _MOST_ROUNDS = 1000  # [O] a plan over more would keep the accountant busy for nothing
 
@@ -37,11 +37,11 @@ class Policy(Section):
     delta: float | None = None  # null: min(1e-5, 1 / (10 n)) for n records
     allow_large_delta: bool = False  # accept delta >= 1 / n, which permits giving away a whole record
     minimum_records: int = 100  # a site with fewer takes no part
-    maximum_texts_per_release: int = 1000
+    maximum_texts_per_release: int = 5000  # bounds work and memory: more texts cost no more epsilon; all sites score all texts of a round
     share_metrics: bool = True  # test counts: small, but not covered by epsilon
     maximum_measurements: int = 200  # of test counts, ever: each is an exact answer to a question of the server's choice
     share_weights: bool = False
-    share_scores: bool = False
+    share_scores: Literal["never", "private", "any"] = "never"  # "private": only votes or gaussian; "any": also without a guarantee
     share_questions: Literal["never", "gateway_only"] = "never"
     allow_unprotected: bool = False  # releases without any guarantee
 
@@ -100,8 +100,7 @@ def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: 
     _check_records(policy, records)
     check_epsilon(policy, request.epsilon)
     delta_for(policy, records, request.delta)
-    if not 1 <= request.rounds <= _MOST_ROUNDS or not 0 <= request.round < request.rounds:
-        raise PolicyError(f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and 1 to {_MOST_ROUNDS} rounds")
+    _check_round(request)
     if request.per_label < 1:
         raise PolicyError(f"per_label: found {request.per_label}; allowed: at least 1")
     _check_size(policy, request.per_label * labels, f"texts ({request.per_label} for each of {labels} labels)")
@@ -138,14 +137,26 @@ def check_evaluate(policy: Policy, request: Evaluate, made: int = 0) -> None:
         raise PolicyError(f"{made} measurements left this site; allowed: at most {most} (maximum_measurements in its policy)")
 
 
-def check_score(policy: Policy, texts: int, epsilon: float, records: int) -> None:
-    """Raises PolicyError where scores of `texts` texts do not leave, or not at `epsilon` (infinite: no guarantee)."""
+def check_score(policy: Policy, request: Score, records: int, labels: int) -> None:
+    """Raises PolicyError for scores that do not leave here, or not under this kind of feedback, or of no texts of this task."""
     _check_method(policy, "score")
-    if not policy.share_scores:
-        raise PolicyError("scores do not leave this site: share_scores is false in its policy")
+    if policy.share_scores == "never":
+        raise PolicyError("scores do not leave this site: share_scores is never in its policy")
+    if request.feedback == "none" and policy.share_scores != "any":
+        raise PolicyError(
+            "scores without a guarantee do not leave this site: share_scores is private in its policy; allowed: feedback votes or gaussian"
+        )
     _check_records(policy, records)
-    check_epsilon(policy, epsilon)
-    _check_size(policy, texts, "scores")
+    _check_round(request)
+    delta_for(policy, records, request.delta)
+    if request.feedback != "none":
+        if math.isinf(request.epsilon):
+            raise PolicyError(f"epsilon: found inf for feedback {request.feedback}; allowed: at most {policy.epsilon_per_run:g}")
+        check_epsilon(policy, request.epsilon)
+    if not len(request.data):
+        raise PolicyError("data: found no texts to score; allowed: at least 1")
+    _check_size(policy, len(request.data), "scores")
+    check_rows(request.data, labels)
 
 
 def check_answer(policy: Policy, through_gateway: bool) -> None:
@@ -179,6 +190,11 @@ def check_epsilon(policy: Policy, epsilon: float) -> None:
 def _check_method(policy: Policy, method: Method) -> None:
     if method not in policy.methods:
         raise PolicyError(f"method {method!r} is not allowed here; allowed: {', '.join(policy.methods) or 'none'}")
+
+
+def _check_round(request: Synthesize | Score) -> None:
+    if not 1 <= request.rounds <= _MOST_ROUNDS or not 0 <= request.round < request.rounds:
+        raise PolicyError(f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and 1 to {_MOST_ROUNDS} rounds")
 
 
 def _check_records(policy: Policy, records: int) -> None:

@@ -35,25 +35,31 @@ class Releases:
         Two trainings for one id may run at once; the charge pays for one release, so the first to be stored is everybody's answer.
         Raises OSError when it cannot be written; then nothing must leave.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "wb") as out:
-                out.write(type(answer).__name__.encode() + b"\n" + encode(answer))
-                out.flush()
-                os.fsync(out.fileno())
-            try:
-                os.link(partial, self._file(message_id))  # unlike a rename it fails where there is one already
-            except FileExistsError:
-                return self.find(message_id)
-        finally:
-            os.unlink(partial)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return answer
+        kind, _, stored = write_once(self._file(message_id), type(answer).__name__.encode() + b"\n" + encode(answer)).partition(b"\n")
+        return decode(kind.decode(), stored)
 
     def _file(self, message_id: str) -> Path:
         return self.folder / f"{hashlib.sha256(message_id.encode()).hexdigest()[:32]}.release"
+
+
+def write_once(file: Path, content: bytes) -> bytes:
+    """Write `content` durably to a new `file`, or leave it as it is; returns what is in it now. Raises OSError when that fails."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(partial, file)  # unlike a rename it fails where there is one already
+        except FileExistsError:
+            return file.read_bytes()
+    finally:
+        os.unlink(partial)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return content

@@ -78,12 +78,14 @@ class SLM:
         """The trainable weights of the model just trained, as FedAvg sends them."""
         return self._shared[name]
 
+    def probabilities(self, name: str, texts: Sequence[str]) -> np.ndarray:
+        """[n, K] class probabilities of the kept model."""
+        model = load_classifier(str(self._kept(name)), self._classes, 0, self._tokenizer)
+        return predict_probabilities(model, self._tokenizer, texts, self._config.max_tokens, precision=self._config.precision)
+
     def right(self, name: str, records: Sequence[Record]) -> np.ndarray:
         """[n] bool: where the kept model's likeliest class is the record's label."""
-        model = load_classifier(str(self._kept(name)), self._classes, 0, self._tokenizer)
-        probabilities = predict_probabilities(
-            model, self._tokenizer, [record.text for record in records], self._config.max_tokens, precision=self._config.precision
-        )
+        probabilities = self.probabilities(name, [record.text for record in records])
         return probabilities.argmax(axis=1) == np.array([record.label for record in records])
 
     def _kept(self, name: str) -> Path:

@@ -5,72 +5,30 @@ Only what a method returns can leave, and it returns only after the ledger has w
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+
+from clients.vault import feedback
 from clients.vault import policy as rules
 from clients.vault.config import SiteConfig
-from clients.vault.ledger import Ledger, LedgerError
+from clients.vault.ledger import Charge, Ledger, LedgerError
 from clients.vault.policy import PolicyError
-from clients.vault.releases import Releases
+from clients.vault.refusing import refusing
+from clients.vault.releases import Releases, write_once
 from clients.vault.slm import SLM
 from clients.vault.synthesis import write_demonstrations
-from conf.check import ConfigError
-from lm.accounting import BudgetError, Event
+from lm.accounting import BudgetError, Event, compose
 from lm.dpsgd import planned_steps
 from lm.randomness import NoiseSource, SecureNoise, SeededNoise
 from tasks.load import build_task, load_client, load_pooled
 from tasks.task import Split
 from wire.codec import Arrays
-from wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Synthesize, Synthesized
-
-FAILURES = "failures.log"  # in the site's folder, with tracebacks; may quote records
-_log = logging.getLogger(__name__)
-
-
-def _write_down(folder: Path, what: str) -> None:
-    """The exception being handled, to the site's own log and file."""
-    _log.exception("%s", what)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(os.open(folder / FAILURES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n{traceback.format_exc()}\n")
-    except OSError as failure:
-        _log.error("%s: cannot write %s: %s", what, folder / FAILURES, failure)
-
-
-def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a policy's or ledger's no into a `Refused` answer with its reason, and any other failure into one without.
-
-    What training or reading raised may quote a record, and Flower sends an exception's text to the server: it stays in `FAILURES`.
-    """
-
-    @wraps(method)
-    def answer(self: Vault, *arguments: Any) -> Any:
-        try:
-            return method(self, *arguments)
-        except PolicyError as no:
-            refused = Refused(no.reason, "policy")
-        except BudgetError as no:
-            refused = Refused(str(no), "budget")
-        except LedgerError as no:
-            refused = Refused(str(no), "ledger")
-        except ConfigError:
-            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} cannot use its data or models")
-            refused = Refused(f"{method.__name__}: this site's data or models cannot be used; its {FAILURES} says why", "data")
-        except Exception as failure:
-            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} failed")
-            refused = Refused(f"{method.__name__} failed with {type(failure).__name__}; the site's {FAILURES} says why", "error")
-        return (refused, None) if method.__name__ == "learn" else refused
-
-    return answer
+from wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Score, Scored, Synthesize, Synthesized
 
 
 class Vault:
@@ -134,7 +92,7 @@ class Vault:
             ran = f"training ran {report.steps} steps at rate {report.sample_rate}"
             raise LedgerError(f"{ran}, but {event.to_dict()} was charged; nothing was released")
         receipt = Receipt(
-            self._mechanism(event),
+            self._mechanism("dp-sgd", event),
             charge.epsilon,
             delta,
             charge.epsilon_total,
@@ -184,6 +142,97 @@ class Vault:
         name = self.config.client
         return self._measurements.keep(measured, Evaluated(request.model, {name: int(right.sum())}, {name: len(right)}))
 
+    @refusing
+    def score(self, request: Score) -> Scored | Refused:
+        """One score for each text, protected as `request.feedback` says; the charge is on disk before the noise is drawn.
+
+        A repeated id gets its first answer. "gaussian" is charged once for a run: its later scores are post-processing of one scorer.
+        """
+        if (earlier := self._releases.find(request.message_id)) is not None:
+            return earlier
+        records = len(self._records.train)
+        policy, ledger_name = self._terms_of_scores(request.counterfactual)
+        rules.check_score(policy, request, records, len(self.task.labels))
+        ledger = self._ledger(rules.delta_for(policy, records, request.delta), policy, ledger_name)
+        by = {"none": self._score_openly, "votes": self._score_by_votes, "gaussian": self._score_by_scorer}[request.feedback]
+        scores, charge, epsilon_total = by(request, ledger)
+        event, name = charge.entry.event, charge.entry.what
+        steps = event.count if event.kind == "gaussian" else 0
+        clip = {"gaussian-votes": 1.0, "dp-scorer": feedback.CLIP}.get(name, 0.0)
+        receipt = Receipt(
+            self._mechanism(name, event),
+            charge.epsilon,
+            ledger.delta,
+            epsilon_total,
+            len(scores),
+            event.noise_multiplier,
+            1.0 if steps else 0.0,
+            steps,
+            clip,
+            records,
+        )
+        return self._releases.keep(request.message_id, Scored(scores, receipt))
+
+    def _score_openly(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
+        """p(label | text) of the site's own SLM."""
+        probabilities = self._slm(request.run).probabilities(request.model, request.data.texts)
+        charge = ledger.charge(request.message_id, request.run, "scores", Event.none(), len(request.data))
+        return feedback.of_labels(probabilities, request.data.labels), charge, charge.epsilon_total
+
+    def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
+        """Each record votes on its own; the noise is planned over all rounds of the run together, on top of the whole ledger."""
+        if (paid := ledger.find(request.message_id)) is not None:
+            event = paid.entry.event
+        else:
+            event = self._planned(request, ledger, 1, request.rounds, request.rounds - request.round)
+        classes, labels, vectors = len(self.task.labels), np.array(request.data.labels), self._embed(request.data.texts)
+        own, own_labels = self._embedded_records
+        view = feedback.View.of(vectors)
+        texts = view.directions(vectors)
+        total = feedback.vote_sum(view.directions(own), own_labels, texts, labels, classes)
+        charge = ledger.charge(request.message_id, request.run, "gaussian-votes", event, len(labels), epsilon_run=request.epsilon)
+        noisy = feedback.noisy(total, event.noise_multiplier, self._randomness("votes", ledger.path.stem, request.round))
+        scores = feedback.opinions(noisy, texts, labels, classes, event.noise_multiplier, len(own))
+        return feedback.as_scores(scores), charge, charge.epsilon_total
+
+    def _planned(self, request: Score, ledger: Ledger, sums: int, rounds: int = 1, left: int = 1) -> Event:
+        """One of `left` more releases of `sums` noisy sums each, with all that the run has left; `rounds` of them must be worth asking."""
+        event = Event.gaussian(ledger.plan(request.epsilon, request.run, 1.0, sums, left), sums)
+        alone = compose([event] * rounds, ledger.delta)
+        if alone < feedback.LEAST_PART * request.epsilon:
+            found = f"run {request.run}: epsilon {alone:.2g} of {request.epsilon:g} is left for scores, the rest is spent already"
+            raise BudgetError(f"{found}; allowed: at least {feedback.LEAST_PART:.0%} of it, since with less they are noise alone")
+        return event
+
+    def _score_by_scorer(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
+        """The run's private scorer, trained and charged at the first request with the whole budget that the run has for scores."""
+        name = f"{request.run}/scorer"
+        file = self.config.folder / "scorers" / ledger.path.stem / f"{request.run}.npz"
+        vectors, charge = self._embed(request.data.texts), ledger.find(name)
+        if file.is_file():
+            if charge is None:
+                raise LedgerError(f"{file}: there is a scorer that {ledger.path} does not know; nothing was released; remove it")
+            scorer = feedback.Scorer.from_bytes(file.read_bytes())
+        else:
+            if charge is not None:  # the site died before it had a scorer to keep
+                event = charge.entry.event
+            else:
+                event = self._planned(request, ledger, feedback.STEPS)
+            charge = ledger.charge(name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon)
+            own, labels = self._embedded_records
+            sigma, steps, randomness = event.noise_multiplier, event.count, self._randomness("scorer", ledger.path.stem)
+            scorer = feedback.train_scorer(own, labels, feedback.View.of(vectors), len(self.task.labels), sigma, steps, randomness)
+            scorer = feedback.Scorer.from_bytes(write_once(file, scorer.to_bytes()))  # of two trained at once, the first
+        return feedback.of_labels(scorer.probabilities(vectors), request.data.labels), charge, ledger.spent()
+
+    @cached_property
+    def _embedded_records(self) -> tuple[np.ndarray, np.ndarray]:
+        train = self._records.train
+        return self._embed([record.text for record in train], private=True), np.array([record.label for record in train])
+
+    def _embed(self, texts: Sequence[str], private: bool = False) -> np.ndarray:
+        return feedback.embed(texts, self.config.scorer_embedding, self.config.slm, private)
+
     def _slm(self, run: str, folder: Path | None = None) -> SLM:
         config = self.config.slm
         if self.config.pooled:  # an upper bound: it may take as many steps as all sites together
@@ -196,14 +245,23 @@ class Vault:
             return self.config.policy, "ledger.jsonl"
         return self.config.policy.model_copy(update={"share_weights": True, "allow_unprotected": True}), "counterfactual.jsonl"
 
+    def _terms_of_scores(self, counterfactual: bool) -> tuple[rules.Policy, str]:
+        """The same for scores: the open ones only where a simulation's baseline asks for more than the run itself does."""
+        if not counterfactual:
+            return self.config.policy, "ledger.jsonl"
+        if not self.config.counterfactual_baselines:
+            raise PolicyError("scores for a baseline leave only in a simulation; allowed: the same request with counterfactual false")
+        return self.config.policy.model_copy(update={"share_scores": "any", "allow_unprotected": True}), "counterfactual.jsonl"
+
     def _ledger(self, delta: float, policy: rules.Policy | None = None, name: str = "ledger.jsonl") -> Ledger:
         policy = policy or self.config.policy
-        return Ledger(self.config.folder / name, policy.epsilon_total, delta, policy.allow_unprotected)
+        scores = {"scores"} if policy.share_scores == "any" else ()
+        return Ledger(self.config.folder / name, policy.epsilon_total, delta, policy.allow_unprotected, unprotected=scores)
 
-    def _mechanism(self, event: Event) -> str:
+    def _mechanism(self, name: str, event: Event) -> str:
         if event.kind == "none":
             return "none"
-        return "dp-sgd with seeded noise" if self.config.seeded_noise else "dp-sgd"  # whoever knows the seed can take the noise off
+        return f"{name} with seeded noise" if self.config.seeded_noise else name  # whoever knows the seed can take the noise off
 
-    def _randomness(self, round: int) -> NoiseSource:
-        return SeededNoise(self.config.seed, self.config.client, round) if self.config.seeded_noise else SecureNoise()
+    def _randomness(self, *names: str | int) -> NoiseSource:
+        return SeededNoise(self.config.seed, self.config.client, *names) if self.config.seeded_noise else SecureNoise()

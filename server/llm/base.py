@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 
 
 @dataclass(frozen=True)
@@ -71,4 +74,74 @@ class ScoresText(Protocol):
 
     def continuation_logprobs(self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[float]:
         """For each (prompt, continuation): sum over the continuation's tokens of log p(token | what precedes), natural log."""
+        ...
+
+
+Prompt = str | tuple[ChatTurn, ...]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A text the LLM wrote after `prompt`, and its reward. Texts of one `group` (a label, say) are compared with each other only.
+
+    `ended`: the text came to its end by itself, so the end token is part of what was chosen.
+    """
+
+    prompt: Prompt
+    text: str
+    reward: float
+    group: str
+    ended: bool = True
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer the LLM shall give after `prompt`; `weight` 0 or more."""
+
+    prompt: Prompt
+    answer: str
+    weight: float = 1.0
+
+
+@runtime_checkable
+class Tunes(Protocol):
+    """Optional: engines whose LLM learns by LoRA adapters. The base never changes. Ask with `isinstance(llm, Tunes)`.
+
+    Adapters have names; one that is not there yet is made, unchanged from the base, by the first `tune_*` that names it.
+    """
+
+    adapter: str | None  # in use
+
+    def use(self, adapter: str | None) -> None:
+        """Generate and score with this adapter from now on; None: with the base alone."""
+        ...
+
+    def tune_policy(
+        self, adapter: str, rated: Sequence[Rated], config: PolicyConfig, seed: int, progress: Progress | None = None
+    ) -> TuneReport:
+        """Make well-rated texts likelier (see `PolicyConfig.objective`); stops and restores the adapter when the KL passes its limit."""
+        ...
+
+    def tune_examples(
+        self,
+        adapter: str,
+        examples: Sequence[Example],
+        config: ExamplesConfig,
+        seed: int,
+        keep: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> TuneReport:
+        """Learn answers; `keep`: texts on which the LLM shall go on predicting as its base does (KL to the base, full vocabulary)."""
+        ...
+
+    def save_adapter(self, adapter: str, folder: Path) -> None:
+        """Write the adapter as a folder that plain peft loads."""
+        ...
+
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        """Put the weights of `folder` into `adapter`, made when it is not there."""
+        ...
+
+    def drop_adapter(self, adapter: str) -> None:
+        """Forget `adapter`, if it is there: the next tuning of that name begins from the base."""
         ...

@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-from lm.batch import by_length, pad, positions
-from lm.decode import Answer, AnyStepper, Ask, decode, forward, stepper
+from lm.batch import Encoded, by_length, pad, positions
+from lm.decode import Answer, Ask, decode, forward
 from lm.sample import end_tokens
-from server.llm.base import Completion, Progress, Request
+from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from server.llm.adapters import Adapters
+from server.llm.base import Completion, Example, Progress, Prompt, Rated, Request
 from server.llm.tokens import decoded, decoded_after, encode, start_tokens
 
+KEPT_TOKENS = 128  # of a text on which tuning shall change nothing [O]
 LOGITS_BYTES = 256 * 2**20  # scoring holds at most this much of float32 logits at once [O]
 
 
 class TransformersLLM:
-    """A Hugging Face causal LM. `model` and `tokenizer` are public for those who tune it (they swap or wrap `model` between calls).
+    """A Hugging Face causal LM that learns by LoRA adapters.
 
     Each request draws from its own stream, so in float32 its answer does not depend on the other requests of the batch; in bf16 the
     products round differently in differently shaped batches, so that only the same list of requests gives the same answers.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, form: str, context: int, batch_tokens: int = 16_384) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.tokenizer = tokenizer
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        self._path = str(getattr(model, "name_or_path", "") or name)
+        self.model = model.eval()
         self.name, self.form, self.context, self.batch_tokens = name, form, context, batch_tokens
         self.parameters: int | None = sum(weight.numel() for weight in model.parameters())
+
+    @property
+    def model(self) -> Any:
+        """The model as it runs: plain, or a PeftModel."""
+        return self._adapters.current
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._adapters = Adapters(model, self._path, self._pad_id)
 
     # -- Generation ------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
         """One completion for each request, in their order. Requests that cannot run (see `_problem`) finish with "error".
 
-        A plain Llama decodes with a copy of its weights, made for this call; other models, and adapters, with their own forward.
+        A plain Llama decodes with a copy of its weights, made for this call, an adapter folded in; other models with their own forward.
         """
         answers: list[Completion | None] = [None] * len(requests)
         new_tokens = done = 0
@@ -55,9 +70,8 @@ class TransformersLLM:
                 asks[index] = self._ask(request, tuple(prompt))
         if asks:
             order = list(asks)
-            run = AnyStepper(self.model) if isinstance(self.model, PeftModel) else stepper(self.model)
             decode(
-                run,
+                self._adapters.stepper(),
                 list(asks.values()),
                 end_tokens(self.model, self.tokenizer),
                 batch_size=None,
@@ -167,6 +181,59 @@ class TransformersLLM:
         for (index, _, count), row in zip(batch, each.double(), strict=True):
             scores[index] = float(row[len(row) - count :].sum())
 
+    # -- Tuning ----------------------------------------------------------------
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter in use."""
+        return self._adapters.used
+
+    def use(self, adapter: str | None) -> None:
+        """Generate and score with this adapter from now on; None: with the base alone."""
+        self._adapters.use(adapter)
+
+    def tune_policy(
+        self, adapter: str, rated: Sequence[Rated], config: PolicyConfig, seed: int, progress: Progress | None = None
+    ) -> TuneReport:
+        """See `Tunes`."""
+        return self._adapters.tune_policy(adapter, rated, self._encoded, config, seed, progress)
+
+    def tune_examples(
+        self,
+        adapter: str,
+        examples: Sequence[Example],
+        config: ExamplesConfig,
+        seed: int,
+        keep: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> TuneReport:
+        """See `Tunes`."""
+        kept = [Encoded(tuple(encode(self.tokenizer, text)[: min(self.context, KEPT_TOKENS)])) for text in keep]
+        return self._adapters.tune_examples(adapter, examples, kept, self._encoded, config, seed, progress)
+
+    def save_adapter(self, adapter: str, folder: Path) -> None:
+        """A folder that plain peft loads."""
+        self._adapters.save(adapter, folder)
+
+    def load_adapter(self, adapter: str, folder: Path) -> None:
+        """Put the weights of `folder` into `adapter`."""
+        self._adapters.load(adapter, folder)
+
+    def drop_adapter(self, adapter: str) -> None:
+        """Forget `adapter`, if it is there."""
+        self._adapters.drop(adapter)
+
+    def _encoded(self, prompt: Prompt, text: str, ended: bool) -> Encoded:
+        """Prompt and text as one training row, its context the prompt; cut where the LLM's context ends, and then without an end."""
+        if self.form == "chat":
+            before = self._prompt(Request(prompt))
+            whole = before + self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            before, whole = encode(self.tokenizer, str(prompt)), encode(self.tokenizer, f"{prompt}{text}")
+        start = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
+        end = [self.tokenizer.eos_token_id] if ended and self.tokenizer.eos_token_id is not None else []
+        return Encoded(tuple([*whole, *end][: self.context]), start)
+
     # -- Tokens ----------------------------------------------------------------
 
     def count_tokens(self, text: str) -> int:
@@ -175,6 +242,6 @@ class TransformersLLM:
 
     def close(self) -> None:
         """Lets go of the weights."""
-        self.model = None
+        self._adapters.current = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

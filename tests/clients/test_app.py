@@ -11,7 +11,7 @@ from clients.app import app
 from clients.vault import synthesis
 from scripts.inprocess import InProcessGrid
 from wire.codec import pack, unpack
-from wire.messages import Introduce, Introduced, LabelledTexts, Receipt, Refused, Synthesize, Synthesized
+from wire.messages import Introduce, Introduced, LabelledTexts, Receipt, Refused, Score, Scored, Synthesize, Synthesized
 
 RECEIPT = Receipt("dp-sgd", 1.0, 1e-5, 1.0, 0)
 
@@ -40,6 +40,14 @@ def test_a_request_for_a_folder_outside_is_refused_and_nothing_is_written(tell, 
         answer = tell(raw("Learn", {"message_id": "a", "run": "r"} | values))
         assert isinstance(answer, Refused) and answer.kind == "request" and "letters, digits, dots" in answer.reason
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_request_for_scores_reaches_the_vault(tell):
+    data = LabelledTexts(["a fine cup .", "it broke at once ."], [1, 0])
+    answer = tell(pack(Score("s", "r", "local", data, 8.0, feedback="votes")))
+    assert isinstance(answer, Scored) and len(answer.scores) == 2 and answer.receipt.mechanism == "gaussian-votes"
+    refused = tell(raw("Score", {"message_id": "a", "run": "r", "model": "m", "data": {}, "epsilon": 1.0, "feedback": "laplace"}))
+    assert isinstance(refused, Refused) and "allowed: none, votes, gaussian" in refused.reason
 
 
 def test_what_is_no_request_gets_an_answer_too(tell):

@@ -333,3 +333,22 @@ def test_a_device_is_no_ledger(tmp_path):
     (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
     with pytest.raises(LedgerError, match="no regular file"):
         Ledger(tmp_path / "ledger.jsonl", 8.0, DELTA).charge("a", "run", "votes", VOTE, 1)
+
+
+def test_leave_for_one_mechanism_is_for_it_alone(tmp_path):
+    """Scores without a guarantee, and nothing else; the budget goes on for what is protected, the total is infinite."""
+    ledger = Ledger(tmp_path / "ledger.jsonl", 8.0, DELTA, unprotected={"scores"})
+    assert ledger.charge("a", "run", "scores", Event.none(), released=3).epsilon_total == math.inf
+    with pytest.raises(BudgetError, match="weights for run run carries no privacy guarantee"):
+        ledger.charge("b", "run", "weights", Event.none(), released=3)
+    with pytest.raises(BudgetError, match="asks for an infinite epsilon"):
+        ledger.plan(math.inf, "run", RATE, STEPS)
+    sigma = ledger.plan(8.0, "run", 1.0, 1)
+    charge = ledger.charge("c", "run", "gaussian-votes", Event.gaussian(sigma), released=3)
+    assert 7.9 < charge.epsilon <= 8 and charge.epsilon_total == ledger.spent() == math.inf
+    with pytest.raises(BudgetError, match="gaussian-votes for run run"):
+        ledger.charge("d", "run", "gaussian-votes", Event.gaussian(sigma), released=3)
+    with pytest.raises(BudgetError, match="holds an unprotected release"):
+        Ledger(ledger.path, 8.0, DELTA).charge("e", "run", "gaussian-votes", Event.gaussian(100.0), released=3)
+    with pytest.raises(ValueError, match="finite unless"):
+        Ledger(tmp_path / "other.jsonl", math.inf, DELTA, unprotected={"scores"})

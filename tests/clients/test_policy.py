@@ -17,13 +17,18 @@ from clients.vault.policy import (
     delta_for,
 )
 from conf.check import ConfigError, check
-from wire.messages import Evaluate, Learn, Synthesize
+from wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
 
 N = 1000
 
 
 def request(**changes) -> Synthesize:
     return Synthesize(**{"message_id": "m", "run": "r", "round": 0, "rounds": 1, "per_label": 20, "epsilon": 8.0, **changes})
+
+
+def scores(texts=10, **changes) -> Score:
+    data = LabelledTexts(["a"] * texts, [0] * texts)
+    return Score(**{"message_id": "m", "run": "r", "model": "local", "data": data, "epsilon": 8.0, "feedback": "votes", **changes})
 
 
 def refusal(function, *arguments) -> str:
@@ -50,7 +55,7 @@ def test_defaults_grant_a_plain_run():
         ({"epsilon": 8.5}, "epsilon: found 8.5 for the run; allowed: at most 8"),
         ({"epsilon": math.inf}, "found inf, a release without a guarantee; allowed: at most 8 for a run, unless"),
         ({"per_label": 0}, "per_label: found 0"),
-        ({"per_label": 501}, "asked for 1002 texts (501 for each of 2 labels); allowed: at most 1000"),
+        ({"per_label": 2501}, "asked for 5002 texts (2501 for each of 2 labels); allowed: at most 5000"),
         ({"round": 1}, "round: found 1 of 1"),
         ({"round": -1}, "round: found -1 of 1"),
         ({"rounds": 0}, "round: found 0 of 0"),
@@ -63,7 +68,7 @@ def test_synthesize_refusals(changes, words):
 
 
 def test_the_largest_release_and_epsilon_pass():
-    check_synthesize(Policy(), request(per_label=500), N, 2)
+    check_synthesize(Policy(), request(per_label=2500), N, 2)
     check_synthesize(Policy(minimum_records=N), request(), N, 2)
     assert "has 999 records; allowed: at least 1000" in refusal(check_synthesize, Policy(minimum_records=N), request(), N - 1, 2)
 
@@ -89,12 +94,12 @@ def test_a_delta_of_one_over_n_needs_leave():
 
 
 def test_methods_that_are_not_listed():
-    none = Policy(methods=(), share_scores=True, share_questions="gateway_only")
+    none = Policy(methods=(), share_scores="any", share_questions="gateway_only")
     for name, function, arguments in (
         ("synthesize", check_synthesize, (request(), N, 2)),
         ("learn", check_learn, (Learn("m", "r", "fdkt"), N)),
         ("evaluate", check_evaluate, (Evaluate("m", "r", "fdkt"),)),
-        ("score", check_score, (10, 1.0, N)),
+        ("score", check_score, (scores(), N, 2)),
         ("answer", check_answer, (False,)),
     ):
         assert refusal(function, none, *arguments) == f"method '{name}' is not allowed here; allowed: none"
@@ -108,10 +113,18 @@ def test_what_is_shared():
     assert "has 5 records" in refusal(check_learn, Policy(), Learn("m", "r", "fdkt"), 5)
     check_learn(Policy(), Learn("m", "r", "fdkt", private=False), 5)
     assert "share_metrics is false" in refusal(check_evaluate, Policy(share_metrics=False), Evaluate("m", "r", "fdkt"))
-    assert "share_scores is false" in refusal(check_score, Policy(), 10, 1.0, N)
-    check_score(Policy(share_scores=True), 10, 1.0, N)
-    assert "found inf" in refusal(check_score, Policy(share_scores=True), 10, math.inf, N)
-    assert "1001 scores; allowed: at most 1000" in refusal(check_score, Policy(share_scores=True), 1001, 1.0, N)
+    for kind in ("none", "votes", "gaussian"):
+        assert "share_scores is never" in refusal(check_score, Policy(), scores(feedback=kind), N, 2)
+        check_score(Policy(share_scores="any"), scores(feedback=kind), N, 2)
+    private = Policy(share_scores="private")
+    assert "without a guarantee" in refusal(check_score, private, scores(feedback="none"), N, 2)
+    check_score(private, scores(feedback="gaussian"), N, 2)
+    check_score(Policy(share_scores="any"), scores(feedback="none", epsilon=math.inf), N, 2)  # of no account there
+    assert "found inf" in refusal(check_score, private, scores(epsilon=math.inf), N, 2)
+    assert "has 5 records" in refusal(check_score, private, scores(), 5, 2)
+    check_score(private, scores(5000), N, 2)
+    assert "5001 scores; allowed: at most 5000" in refusal(check_score, private, scores(5001), N, 2)
+    assert "label 0; allowed: 0 to -1" in refusal(check_score, private, scores(), N, 0)
     assert 'share_questions is "never"' in refusal(check_answer, Policy(), True)
     check_answer(Policy(share_questions="gateway_only"), through_gateway=True)
 
@@ -125,6 +138,7 @@ def test_what_is_shared():
         ({"epsilon_total": math.inf}, "infinite epsilon_total"),
         ({"delta": 1.0}, r"policy\.delta: found 1\.0; allowed: above 0, below 1"),
         ({"minimum_records": 0}, r"policy\.minimum_records: found 0"),
+        ({"share_scores": "votes"}, r"policy\.share_scores: found 'votes'.*'never'"),
         ({"methods": ["synthesise"]}, r"policy\.methods\.0: found 'synthesise'.*'synthesize'"),
         ({"share_questions": "always"}, r"policy\.share_questions: found 'always'"),
         ({"epsilon_run": 1.0}, r"policy\.epsilon_run: unknown key; did you mean epsilon_per_run"),

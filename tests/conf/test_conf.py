@@ -9,10 +9,14 @@ from clients.vault.config import GeneratorConfig, PrivacyConfig
 from clients.vault.policy import Policy
 from conf.check import ConfigError, Section, check
 from lm.classify import SLMConfig
+from lm.tune_config import ExamplesConfig, PolicyConfig
 from scripts.federation import FederationConfig
+from server.app import STRATEGIES, strategy_settings
 from server.augment import AugmentConfig
 from server.curate import CurateConfig
+from server.general import GeneralConfig
 from server.llm.config import LLMConfig
+from server.write import WriteConfig
 from strategies.config import FDKTConfig
 from tasks.config import TaskConfig
 
@@ -32,7 +36,11 @@ NEEDED = {"llm": ["llm.path=x", "llm.model=m", "llm.script=s.yaml"], "task": ["t
 def test_every_choice_is_valid(group, choice):
     missing = [entry for entry in NEEDED.get(group, []) if choice in ("files", "hub", "transformers", "openai", "scripted")]
     plain = [entry if conf_has(group, choice, entry) else f"+{entry}" for entry in missing]
-    check(SECTIONS[group], conf.compose([f"{group}={choice}", *plain])[group], group)
+    config = conf.compose([f"{group}={choice}", *plain])
+    if group == "strategy":
+        assert strategy_settings(config)[0].name == choice  # with the server's sections inside
+    else:
+        check(SECTIONS[group], config[group], group)
 
 
 def conf_has(group, choice, entry):
@@ -47,12 +55,22 @@ def test_the_default_choice_lists_every_key(group):
     assert set(values) == set(SECTIONS[group].model_fields)
 
 
+@pytest.mark.parametrize("choice", sorted(STRATEGIES))
+def test_every_strategy_lists_every_key(choice):
+    values = conf.compose([f"strategy={choice}"])["strategy"]
+    assert set(values) == set(STRATEGIES[choice][0].model_fields)
+
+
 def test_nested_sections_list_every_key_with_the_codes_defaults():
     values = conf.compose([])
     assert set(values["strategy"]["curate"]) == set(CurateConfig.model_fields)
     assert set(values["strategy"]["augment"]) == set(AugmentConfig.model_fields)
     assert set(values["privacy"]["policy"]) == set(Policy.model_fields)
     assert CurateConfig(**values["strategy"]["curate"]) == CurateConfig()
+    crosslm = conf.compose(["strategy=crosslm"])["strategy"]
+    assert set(crosslm["policy"]) | {"objective"} == set(PolicyConfig.model_fields)  # the objective is strategy.tuning
+    for name, section in (("write", WriteConfig), ("examples", ExamplesConfig), ("general", GeneralConfig)):
+        assert set(crosslm[name]) == set(section.model_fields)
 
 
 def test_a_run_config_of_flower_is_the_same_as_overrides():

@@ -104,9 +104,7 @@ def test_prompts_are_cut_in_tokens_at_whole_demonstrations():
 
 
 def test_a_context_too_small_for_the_bare_prompt_is_said_once_and_clearly():
-    with pytest.raises(
-        ConfigError, match=r"augment.max_new_tokens: scripted has a context of 6 tokens, and the completion prompt has 5 tokens"
-    ):
+    with pytest.raises(ConfigError, match=r"max_new_tokens: scripted has a context of 6 tokens, and the completion prompt has 5 tokens"):
         augment(demos(), TASK, ScriptedLLM([], context=6), "kitchen", config(), 0)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wire.codec import WireError, decode, encode, pack, size, unpack
-from wire.messages import LabelledTexts, Learn, Receipt, Refused, Synthesize, Synthesized
+from wire.messages import LabelledTexts, Learn, Receipt, Refused, Scored, Synthesize, Synthesized
 
 texts = st.lists(st.text(max_size=40), max_size=6)
 
@@ -22,6 +22,13 @@ def test_a_message_arrives_as_it_was_sent(written, epsilon):
     message, arrays = unpack(pack(Synthesized(data, receipt, {"too_short": 3})))
     assert message == Synthesized(data, receipt, {"too_short": 3})
     assert arrays == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_scores_arrive_to_the_last_bit_and_in_order(scores):
+    message = Scored(scores, Receipt("none", math.inf, 1e-5, math.inf, len(scores)))
+    assert unpack(pack(message))[0] == message
 
 
 def test_arrays_travel_beside_the_message():

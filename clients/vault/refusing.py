@@ -1,0 +1,59 @@
+"""What goes wrong at a site: a no with its reason for the person at the other end, or a failure whose text stays at home."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from clients.vault.ledger import LedgerError
+from clients.vault.policy import PolicyError
+from conf.check import ConfigError
+from lm.accounting import BudgetError
+from wire.messages import Refused
+
+FAILURES = "failures.log"  # in the site's folder, with tracebacks; may quote records
+_log = logging.getLogger(__name__)
+
+
+def _write_down(folder: Path, what: str) -> None:
+    """The exception being handled, to the site's own log and file."""
+    _log.exception("%s", what)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(os.open(folder / FAILURES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n{traceback.format_exc()}\n")
+    except OSError as failure:
+        _log.error("%s: cannot write %s: %s", what, folder / FAILURES, failure)
+
+
+def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a policy's or ledger's no into a `Refused` answer with its reason, and any other failure into one without.
+
+    What training or reading raised may quote a record, and Flower sends an exception's text to the server: it stays in `FAILURES`.
+    """
+
+    @wraps(method)
+    def answer(self: Any, *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except PolicyError as no:
+            refused = Refused(no.reason, "policy")
+        except BudgetError as no:
+            refused = Refused(str(no), "budget")
+        except LedgerError as no:
+            refused = Refused(str(no), "ledger")
+        except ConfigError:
+            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} cannot use its data or models")
+            refused = Refused(f"{method.__name__}: this site's data or models cannot be used; its {FAILURES} says why", "data")
+        except Exception as failure:
+            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} failed")
+            refused = Refused(f"{method.__name__} failed with {type(failure).__name__}; the site's {FAILURES} says why", "error")
+        return (refused, None) if method.__name__ == "learn" else refused
+
+    return answer
