@@ -56,7 +56,7 @@ class CrossLMConfig(Baselines):
     weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_k) + lambda * sum r * CE
     order: Literal["together", "generated_first"] = "together"
     aggregate: Literal["uniform", "rows", "median"] = "uniform"
-    accept: float = pydantic.Field(0.5, ge=0, le=1)  # tau: the least reward of an accepted text
+    accept: float | None = pydantic.Field(None, ge=0, le=1)  # tau: the least reward of an accepted text; null: that of no opinion [O]
     keep_at_least: int = pydantic.Field(4, ge=1)  # texts of a label, the best ones, where fewer are accepted
     tuning: Literal["policy_gradient", "dpo", "likelihood", "none"] = "policy_gradient"  # none: selection only
     adapters: Literal["separate", "shared"] = "separate"  # of generating and of the task

@@ -7,7 +7,6 @@ from strategies.config import CrossLMConfig
 from strategies.fedavg import fedavg
 from strategies.local import local
 from strategies.pooled import pooled
-from strategies.scores import accept
 from strategies.steering import Steering
 
 
@@ -22,7 +21,7 @@ def crosslm(moves: Moves, config: CrossLMConfig, scorer: str = "local", demonstr
     for round in range(config.rounds):
         texts = steering.write(f"write-{round}", shown)
         rewards = steering.score(round, scorer, texts)
-        accepted, short = accept(texts, rewards, config.accept, config.keep_at_least)
+        accepted, short = steering.accept(texts, rewards)
         steering.record(round, texts, rewards, accepted, short)
         if steering.tunes:
             steering.tune_generator(round, rewards)
@@ -55,7 +54,7 @@ def filtered(moves: Moves, steering: Steering, config: CrossLMConfig) -> None:
     """Baseline: the scores only choose and weigh texts; the LLM stays as it came. Its scores are a release beside the run's."""
     texts = steering.untuned_texts()
     rewards = steering.score(0, "local", texts, baseline=True)
-    moves.learn("filtered", _given(moves, config, accept(texts, rewards, config.accept, config.keep_at_least)[0]))
+    moves.learn("filtered", _given(moves, config, steering.accept(texts, rewards)[0]))
 
 
 def _given(moves: Moves, config: CrossLMConfig, data: Texts) -> Texts:

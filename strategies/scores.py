@@ -44,6 +44,12 @@ def split(rewards: np.ndarray, texts: Texts) -> dict[str, list[float]]:
     return by_site
 
 
+def no_opinion(texts: Texts, feedback: str) -> float:
+    """The score of a site that cannot tell: 1 / K where scores are probabilities of one of K labels, 0.5 where they are votes."""
+    labels = {label for data in texts.values() for label in data.labels}
+    return 0.5 if feedback == "votes" else 1 / max(2, len(labels))
+
+
 def accept(texts: Texts, rewards: Mapping[str, Sequence[float]], threshold: float, keep_at_least: int) -> tuple[Texts, list[str]]:
     """The texts with a reward of at least `threshold`, weighted by it, and the labels that had too few.
 

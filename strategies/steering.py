@@ -8,7 +8,7 @@ from typing import Any
 
 from strategies.base import Moves, Outcome, Rewards, Texts, concatenate
 from strategies.config import CrossLMConfig
-from strategies.scores import aggregate, problem, split
+from strategies.scores import accept, aggregate, no_opinion, problem, split
 from strategies.sites import TooFewSites
 from wire.messages import LabelledTexts, Score, Scored
 
@@ -76,6 +76,13 @@ class Steering:
         self._scores = {site: answer.scores for site, answer in good.items()}
         rows = {site: answer.receipt.records for site, answer in good.items()}
         return split(aggregate(self._scores, rows, config.aggregate), texts)
+
+    def accept(self, texts: Texts, rewards: Rewards) -> tuple[Texts, list[str]]:
+        """The texts that are worth learning from, and what labels had too few of them; see `strategies.scores.accept`."""
+        threshold = self._config.accept
+        if threshold is None:
+            threshold = no_opinion(texts, self.moves.feedback)
+        return accept(texts, rewards, threshold, self._config.keep_at_least)
 
     def record(self, round: int, texts: Texts, rewards: Rewards, accepted: Texts, short: Sequence[str]) -> None:
         """Write the round's texts, scores and rewards to the run folder and its figures to `curve`."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig
-from strategies.scores import accept, aggregate, problem, split
+from strategies.scores import accept, aggregate, no_opinion, problem, split
 from wire.messages import LabelledTexts
 
 TEXTS = {"b": LabelledTexts(["b0", "b1", "b2"], [0, 1, 1]), "a": LabelledTexts(["a0", "a1"], [0, 1])}
@@ -51,6 +51,12 @@ def test_accepted_texts_carry_their_reward_as_weight_and_short_labels_keep_their
     assert [reason.split(":")[0] for reason in short] == ["a, label 1", "b, label 1"]
     accepted, short = accept(TEXTS, {"a": [0.9, 0.8], "b": [0.7, 0.6, 0.9]}, threshold=0.5, keep_at_least=2)
     assert len(accepted["b"]) == 3 and short == []  # there are not more than one of label 0: nothing is missing
+
+
+def test_no_opinion_is_chance_for_probabilities_and_a_half_for_votes():
+    four = {"a": LabelledTexts(["w", "x", "y", "z"], [0, 1, 2, 3])}
+    assert no_opinion(four, "none") == no_opinion(four, "gaussian") == 0.25 and no_opinion(four, "votes") == 0.5
+    assert no_opinion(TEXTS, "none") == 0.5
 
 
 def test_a_text_kept_at_reward_0_still_counts_a_little():
