@@ -18,6 +18,9 @@ class ChatTurn:
     content: str
 
 
+Prompt = str | tuple[ChatTurn, ...]
+
+
 @dataclass(frozen=True)
 class Request:
     """One generation. `prompt` is a string (completion form) or turns (chat form, for engines whose `form` is "chat").
@@ -72,12 +75,9 @@ class LLM(Protocol):
 class ScoresText(Protocol):
     """Optional: engines that can say how likely a continuation is. Ask with `isinstance(llm, ScoresText)`."""
 
-    def continuation_logprobs(self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[float]:
+    def continuation_logprobs(self, pairs: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
         """For each (prompt, continuation): sum over the continuation's tokens of log p(token | what precedes), natural log."""
         ...
-
-
-Prompt = str | tuple[ChatTurn, ...]
 
 
 @dataclass(frozen=True)

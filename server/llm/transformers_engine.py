@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from server.llm.tokens import decoded, decoded_after, encode, start_tokens
 
 KEPT_TOKENS = 128  # of a text on which tuning shall change nothing [O]
 LOGITS_BYTES = 256 * 2**20  # scoring holds at most this much of float32 logits at once [O]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A row to score: its tokens, how many of them are the continuation's, and (pair, last token) of all pairs that share the others."""
+
+    tokens: list[int]
+    count: int
+    ends: list[tuple[int, int]]
 
 
 class TransformersLLM:
@@ -139,47 +149,61 @@ class TransformersLLM:
     # -- Scoring ---------------------------------------------------------------
 
     @torch.inference_mode()
-    def continuation_logprobs(self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[float]:
+    def continuation_logprobs(self, pairs: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
         """For each (prompt, continuation): sum of log p(token | what precedes) over the continuation's tokens, natural log.
 
-        Prompt and continuation are tokenised as one text, as in training. The continuation begins at the first token that the prompt
-        alone would not have: where a token spans the boundary (a prompt that ends with a space, say), it counts as the continuation's.
-        An empty continuation scores 0. Raises ValueError, before anything runs, for a pair longer than the context.
+        A string prompt and its continuation are tokenised as one text, as in training. The continuation begins at the first token that
+        the prompt alone would not have: where a token spans the boundary (a prompt that ends with a space, say), it counts as the
+        continuation's. After turns it stands where the answer would. An empty continuation scores 0. Continuations of one token after
+        the same prompt (labels, say) are scored together. Raises ValueError, before anything runs, for a pair longer than the context.
         """
-        scores, rows = [0.0] * len(pairs), []
+        scores, rows = [0.0] * len(pairs), {}
         for index, (prompt, continuation) in enumerate(pairs):
-            before, whole = encode(self.tokenizer, prompt), encode(self.tokenizer, prompt + continuation)
-            start = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
+            whole, start = self._joined(prompt, continuation)
             if start == 0:  # nothing precedes the first token: begin the text as the model's training texts began
                 whole, start = start_tokens(self.tokenizer) + whole, len(start_tokens(self.tokenizer))
             if continuation and start == 0:
                 raise ValueError(f"pair {index}: the prompt is empty and the tokenizer has no token to start a text with")
             if len(whole) > self.context:
                 raise ValueError(f"pair {index}: found {len(whole)} tokens, allowed: the context of {self.context} tokens")
-            if continuation and start < len(whole):
-                rows.append((index, whole, len(whole) - start))
-        done = len(pairs) - len(rows)
+            count = len(whole) - start
+            if continuation and count:
+                shared = tuple(whole[:-1]) if count == 1 else index
+                rows.setdefault(shared, _Scored(whole, count, [])).ends.append((index, whole[-1]))
+        waiting, done = list(rows.values()), len(pairs) - sum(len(row.ends) for row in rows.values())
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         limit = max(1, LOGITS_BYTES // (4 * vocabulary))
-        for numbers in by_length([len(whole) for _, whole, _ in rows], None, self.batch_tokens):
-            part = [rows[number] for number in numbers]
-            for batch in by_length([count + 1 for _, _, count in part], None, limit):
+        for numbers in by_length([len(row.tokens) for row in waiting], None, self.batch_tokens):
+            part = [waiting[number] for number in numbers]
+            for batch in by_length([row.count + 1 for row in part], None, limit):
                 self._score([part[number] for number in batch], scores)
-                done += len(batch)
+                done += sum(len(part[number].ends) for number in batch)
                 if progress:
                     progress(done, len(pairs), 0)
         return scores
 
-    def _score(self, batch: list[tuple[int, list[int], int]], scores: list[float]) -> None:
+    def _score(self, batch: list[_Scored], scores: list[float]) -> None:
         """Writes the batch's scores. Left padding puts all continuations at the end, so that only their logits are made."""
-        keep = max(count for _, _, count in batch) + 1
-        tokens, mask = (part.to(self.model.device) for part in pad([whole for _, whole, _ in batch], 0, left=True))
+        keep = max(row.count for row in batch) + 1
+        tokens, mask = (part.to(self.model.device) for part in pad([row.tokens for row in batch], 0, left=True))
         inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions(mask), "logits_to_keep": keep}
         logits = forward(self.model, **inputs, use_cache=False).logits[:, -keep:-1].float()
-        targets = tokens[:, 1 - keep :]
-        each = logits.gather(2, targets[:, :, None])[:, :, 0] - torch.logsumexp(logits, dim=-1)
-        for (index, _, count), row in zip(batch, each.double(), strict=True):
-            scores[index] = float(row[len(row) - count :].sum())
+        total = torch.logsumexp(logits, dim=-1)
+        each = (logits.gather(2, tokens[:, 1 - keep :, None])[:, :, 0] - total).double()
+        for place, row in enumerate(batch):
+            before = float(each[place, keep - 1 - row.count : keep - 2].sum())  # all but the last token, in which ends may differ
+            last = (logits[place, -1, [token for _, token in row.ends]] - total[place, -1]).double().tolist()
+            for (index, _), value in zip(row.ends, last, strict=True):
+                scores[index] = before + value
+
+    def _joined(self, prompt: Prompt, text: str) -> tuple[list[int], int]:
+        """Tokens of prompt and text, and how many of them are the prompt's."""
+        if isinstance(prompt, str):
+            before, whole = encode(self.tokenizer, prompt), encode(self.tokenizer, prompt + text)
+        else:
+            before = self._prompt(Request(prompt))
+            whole = before + self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return whole, next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
 
     # -- Tuning ----------------------------------------------------------------
 
@@ -225,12 +249,7 @@ class TransformersLLM:
 
     def _encoded(self, prompt: Prompt, text: str, ended: bool) -> Encoded:
         """Prompt and text as one training row, its context the prompt; cut where the LLM's context ends, and then without an end."""
-        if self.form == "chat":
-            before = self._prompt(Request(prompt))
-            whole = before + self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            before, whole = encode(self.tokenizer, str(prompt)), encode(self.tokenizer, f"{prompt}{text}")
-        start = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
+        whole, start = self._joined(prompt, text)
         end = [self.tokenizer.eos_token_id] if ended and self.tokenizer.eos_token_id is not None else []
         return Encoded(tuple([*whole, *end][: self.context]), start)
 
