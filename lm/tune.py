@@ -27,12 +27,15 @@ def tune_policy(
     rows: Sequence[Encoded],
     rewards: Sequence[float],
     groups: Sequence[str],
+    keep: Sequence[Encoded],
     config: PolicyConfig,
     pad_id: int,
     seed: int,
     told: Told,
 ) -> TuneReport:
     """Tune the active adapter of the peft `model` in place. `rows`: prompt (the context) and the text that was written after it.
+
+    Beside each minibatch some of `keep` cost keep_weight * KL(base || tuned), so that the LLM goes on predicting them as it did.
 
     After each epoch the KL to the base (adapter off) is measured on the rows; above the limit, or when a loss is not a number, the adapter
     gets back the weights it came with.
@@ -51,7 +54,12 @@ def tune_policy(
     with model.disable_adapter():
         base = _answers(model, rows, pad_id)
 
+    kept = _Kept(model, keep, config.keep_weight, config.batch_size, pad_id, seed)
+
     def loss(chosen: list[int]) -> torch.Tensor:
+        return objective(chosen) + kept.loss()
+
+    def objective(chosen: list[int]) -> torch.Tensor:
         places = [place for unit in chosen for place in units[unit]]
         new, mask = answer_logprobs(model, [rows[place] for place in places], pad_id)
         before, untuned = _padded([old[place] for place in places], mask), _padded([base[place] for place in places], mask)
@@ -88,16 +96,12 @@ def tune_examples(
     if not rows or not sum(weights) > 0:
         return TuneReport(0, math.nan, math.nan, "no_signal")
     counts = torch.tensor(list(weights)) * len(weights) / sum(weights)
-    draw = numpy_generator(seed, "keep")
+    kept = _Kept(model, keep, config.keep_weight, config.batch_size, pad_id, seed)
 
     def loss(chosen: list[int]) -> torch.Tensor:
         new, mask = answer_logprobs(model, [rows[place] for place in chosen], pad_id)
         each = -(new * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
-        total = (each * counts[chosen].to(each.device)).mean()
-        if keep and config.keep_weight:
-            some = draw.choice(len(keep), min(len(keep), max(1, config.batch_size // 2)), replace=False)
-            total = total + config.keep_weight * _drift(model, [keep[place] for place in some], pad_id)
-        return total
+        return (each * counts[chosen].to(each.device)).mean() + kept.loss()
 
     def leash() -> float:
         if not keep:
@@ -144,6 +148,20 @@ def _train(
         if kl > limit:
             return _undone(parameters, before, steps, last, kl)
     return TuneReport(steps, last, kl)
+
+
+class _Kept:
+    """What keeps the LLM as it is: a drawn few of the texts to keep, half a minibatch of them, at each call."""
+
+    def __init__(self, model: Any, rows: Sequence[Encoded], weight: float, batch_size: int, pad_id: int, seed: int) -> None:
+        self._model, self._rows, self._weight, self._pad_id = model, rows, weight, pad_id
+        self._size, self._draw = min(len(rows), max(1, batch_size // 2)), numpy_generator(seed, "keep")
+
+    def loss(self) -> torch.Tensor | float:
+        if not self._rows or not self._weight:
+            return 0.0
+        some = self._draw.choice(len(self._rows), self._size, replace=False)
+        return self._weight * _drift(self._model, [self._rows[place] for place in some], self._pad_id)
 
 
 def _undone(parameters: dict[str, Any], before: dict[str, torch.Tensor], steps: int, loss: float, kl: float) -> TuneReport:

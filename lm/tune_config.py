@@ -14,13 +14,14 @@ class PolicyConfig(Section):
     """How the generator learns from scores. All values are our choice [O]."""
 
     objective: Literal["policy_gradient", "dpo", "likelihood"] = "policy_gradient"
-    learning_rate: float = pydantic.Field(5e-4, gt=0)
-    epochs: int = pydantic.Field(2, ge=1)
+    learning_rate: float = pydantic.Field(1e-3, gt=0)
+    epochs: int = pydantic.Field(4, ge=1)
     batch_size: int = pydantic.Field(32, ge=1)
     rank: int = pydantic.Field(16, ge=1)
     alpha: float = pydantic.Field(32.0, gt=0)
     clip: float = pydantic.Field(0.2, gt=0)  # of the ratio new / old policy, as in PPO
     kl_weight: float = pydantic.Field(0.05, ge=0)  # of the leash in the loss
+    keep_weight: float = pydantic.Field(1.0, ge=0)  # of the KL to the base on kept texts
     kl_limit: float = pydantic.Field(0.5, gt=0)  # nats a token from the base; above it the round is undone
     dpo_beta: float = pydantic.Field(0.1, gt=0)
     threshold: float = pydantic.Field(0.5, ge=0, le=1)  # likelihood: texts rated at least so much are learnt
@@ -29,8 +30,8 @@ class PolicyConfig(Section):
 class ExamplesConfig(Section):
     """How the task is learnt. All values are our choice [O]."""
 
-    learning_rate: float = pydantic.Field(5e-4, gt=0)
-    epochs: int = pydantic.Field(3, ge=1)
+    learning_rate: float = pydantic.Field(2e-3, gt=0)
+    epochs: int = pydantic.Field(4, ge=1)
     batch_size: int = pydantic.Field(16, ge=1)
     rank: int = pydantic.Field(16, ge=1)
     alpha: float = pydantic.Field(32.0, gt=0)

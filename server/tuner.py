@@ -53,6 +53,7 @@ class LLMTuner:
         self._run, self._task, self._cloud, self._settings = run, task, cloud, settings
         self._task_config, self._federation, self._seed = task_config, federation, seed
         self._general = load_general(settings.general, derive(seed, "general"))
+        self._keep = self._general.replay if self._general else ()
         self._at: dict[str, str] = {}  # adapter -> where its weights are, in the run folder
         self._loaded: dict[str, str] = {}
         self._splits: Mapping[str, Split] | None = None
@@ -102,14 +103,13 @@ class LLMTuner:
             for row, reward in zip(of, rewards[site], strict=True)
         ]
         seed = derive(self._seed, phase)
-        return self._tune(phase, adapter, lambda llm: llm.tune_policy(adapter, rated, self._settings.policy, seed, _progress(phase)))
+        tuning = (self._settings.policy, seed, self._keep, _progress(phase))
+        return self._tune(phase, adapter, lambda llm: llm.tune_policy(adapter, rated, *tuning))
 
     def tune_task(self, phase: str, adapter: str, texts: Texts) -> Outcome:
-        keep = self._general.replay if self._general else ()
-
         def tune(llm: Any) -> TuneReport:
             examples = task_examples(self._task, llm, texts)
-            return llm.tune_examples(adapter, examples, self._settings.examples, derive(self._seed, phase), keep, _progress(phase))
+            return llm.tune_examples(adapter, examples, self._settings.examples, derive(self._seed, phase), self._keep, _progress(phase))
 
         return self._tune(phase, adapter, tune, task=True)
 

@@ -23,12 +23,12 @@ def crosslm(moves: Moves, config: CrossLMConfig, scorer: str = "local", demonstr
         rewards = steering.score(round, scorer, texts)
         accepted, short = steering.accept(texts, rewards)
         steering.record(round, texts, rewards, accepted, short)
+        data = merge(data, accepted)
         if steering.tunes:
             steering.tune_generator(round, rewards)
-            steering.tune_task(round, accepted)
+            steering.tune_task(round, data)
         else:
             shown = accepted
-        data = merge(data, accepted)
         scorer = "crosslm" if round == config.rounds - 1 else f"crosslm-round-{round}"
         moves.learn(scorer, _given(moves, config, data))
 

@@ -118,10 +118,10 @@ class Steering:
         if outcome["folder"]:
             self._used = self._generate
 
-    def tune_task(self, round: int, accepted: Texts) -> None:
-        """Step 5."""
+    def tune_task(self, round: int, data: Texts) -> None:
+        """Step 5, on all texts accepted so far."""
         phase = f"tune-task-{round}"
-        outcome = self._tune(phase, lambda: self._tuner.tune_task(phase, self._task, accepted))
+        outcome = self._tune(phase, lambda: self._tuner.tune_task(phase, self._task, data))
         self._keep_measured("after", outcome)
         if outcome["folder"] and self._task == self._generate:
             self._used = self._generate

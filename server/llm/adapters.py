@@ -60,14 +60,21 @@ class Adapters:
         return stepper(plain)
 
     def tune_policy(
-        self, name: str, rated: Sequence[Rated], encode: Encode, config: PolicyConfig, seed: int, progress: Progress | None
+        self,
+        name: str,
+        rated: Sequence[Rated],
+        keep: Sequence[Encoded],
+        encode: Encode,
+        config: PolicyConfig,
+        seed: int,
+        progress: Progress | None,
     ) -> TuneReport:
         """See `server.llm.base.Tunes`. Texts of no tokens are left out."""
         rows = [(encode(one.prompt, one.text, one.ended), one) for one in rated]
         rows = [(row, one) for row, one in rows if len(row.ids) > row.context]
         with _Active(self, name, config.rank, config.alpha, seed) as model:
             given = ([row for row, _ in rows], [one.reward for _, one in rows], [one.group for _, one in rows])
-            return tune_policy(model, *given, config, self._pad_id, seed, _told(progress))
+            return tune_policy(model, *given, keep, config, self._pad_id, seed, _told(progress))
 
     def tune_examples(
         self,

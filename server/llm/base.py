@@ -117,9 +117,18 @@ class Tunes(Protocol):
         ...
 
     def tune_policy(
-        self, adapter: str, rated: Sequence[Rated], config: PolicyConfig, seed: int, progress: Progress | None = None
+        self,
+        adapter: str,
+        rated: Sequence[Rated],
+        config: PolicyConfig,
+        seed: int,
+        keep: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> TuneReport:
-        """Make well-rated texts likelier (see `PolicyConfig.objective`); stops and restores the adapter when the KL passes its limit."""
+        """Make well-rated texts likelier (see `PolicyConfig.objective`); stops and restores the adapter when the KL passes its limit.
+
+        `keep`: texts on which the LLM shall go on predicting as its base does (KL to the base, full vocabulary).
+        """
         ...
 
     def tune_examples(
@@ -131,7 +140,7 @@ class Tunes(Protocol):
         keep: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> TuneReport:
-        """Learn answers; `keep`: texts on which the LLM shall go on predicting as its base does (KL to the base, full vocabulary)."""
+        """Learn answers; `keep` as in `tune_policy`."""
         ...
 
     def save_adapter(self, adapter: str, folder: Path) -> None:

@@ -217,10 +217,16 @@ class TransformersLLM:
         self._adapters.use(adapter)
 
     def tune_policy(
-        self, adapter: str, rated: Sequence[Rated], config: PolicyConfig, seed: int, progress: Progress | None = None
+        self,
+        adapter: str,
+        rated: Sequence[Rated],
+        config: PolicyConfig,
+        seed: int,
+        keep: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> TuneReport:
         """See `Tunes`."""
-        return self._adapters.tune_policy(adapter, rated, self._encoded, config, seed, progress)
+        return self._adapters.tune_policy(adapter, rated, self._kept(keep), self._encoded, config, seed, progress)
 
     def tune_examples(
         self,
@@ -232,8 +238,7 @@ class TransformersLLM:
         progress: Progress | None = None,
     ) -> TuneReport:
         """See `Tunes`."""
-        kept = [Encoded(tuple(encode(self.tokenizer, text)[: min(self.context, KEPT_TOKENS)])) for text in keep]
-        return self._adapters.tune_examples(adapter, examples, kept, self._encoded, config, seed, progress)
+        return self._adapters.tune_examples(adapter, examples, self._kept(keep), self._encoded, config, seed, progress)
 
     def save_adapter(self, adapter: str, folder: Path) -> None:
         """A folder that plain peft loads."""
@@ -246,6 +251,9 @@ class TransformersLLM:
     def drop_adapter(self, adapter: str) -> None:
         """Forget `adapter`, if it is there."""
         self._adapters.drop(adapter)
+
+    def _kept(self, texts: Sequence[str]) -> list[Encoded]:
+        return [Encoded(tuple(encode(self.tokenizer, text)[: min(self.context, KEPT_TOKENS)])) for text in texts]
 
     def _encoded(self, prompt: Prompt, text: str, ended: bool) -> Encoded:
         """Prompt and text as one training row, its context the prompt; cut where the LLM's context ends, and then without an end."""
