@@ -61,6 +61,13 @@ def test_every_strategy_lists_every_key(choice):
     assert set(values) == set(STRATEGIES[choice][0].model_fields)
 
 
+def test_crosslm_composes_with_every_engine():
+    for llm, more in (("openai", "llm.model=m"), ("scripted", "llm.script=s.yaml"), ("transformers", "llm.path=x")):
+        general = strategy_settings(conf.compose(["strategy=crosslm", f"llm={llm}", more]))[1].general
+        assert general.texts is None  # nothing is known of their neutral text
+    assert strategy_settings(conf.compose(["strategy=crosslm"]))[1].general.texts == "builtin:world"
+
+
 def test_nested_sections_list_every_key_with_the_codes_defaults():
     values = conf.compose([])
     assert set(values["strategy"]["curate"]) == set(CurateConfig.model_fields)
