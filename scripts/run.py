@@ -25,6 +25,7 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet pretrain --help                                       train a causal LM on text files
   fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
   fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
+  fedduet audit --kinds worst,natural,release OVERRIDES...      a lower bound on epsilon from attacks, beside the accountant's upper bound
 
 groups: {groups}
 """
@@ -48,7 +49,13 @@ def _report(arguments: list[str]) -> int:
     return report(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table": _table, "report": _report}
+def _audit(arguments: list[str]) -> int:
+    from scripts.audit import main as audit
+
+    return audit(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table": _table, "report": _report, "audit": _audit}
 
 
 def main() -> int:
