@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lm.batch import Encoded, by_length, pad
+from lm.batch import Encoded, by_length, pad, positions
+from lm.decode import forward
 from lm.load import trainable
 from lm.objectives import dpo_loss, group_advantages, kl_estimate, mean_of_texts, policy_gradient_loss, preference_pairs
 from lm.randomness import numpy_generator
@@ -172,17 +173,20 @@ def _undone(parameters: dict[str, Any], before: dict[str, torch.Tensor], steps: 
 
 
 def answer_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """([B, T-1] log p of each next token, [B, T-1] 1.0 where it is not context), float32 on the model's device."""
-    logits, ids, mask = _logits(model, rows, pad_id)
-    return functional.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None])[:, :, 0], mask
+    """([B, K] log p of the last K tokens of each row, [B, K] 1.0 where they are not context), float32; K: the longest answer."""
+    logits, targets, mask = _logits(model, rows, pad_id)
+    return -functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(mask), mask
 
 
 def _logits(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    ids, seen = (part.to(model.device) for part in pad([row.ids for row in rows], pad_id))
-    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1].float()
-    places = torch.arange(1, ids.shape[1], device=ids.device)[None]
-    context = torch.tensor([max(1, row.context) for row in rows], device=ids.device)[:, None]
-    return logits, ids, ((places >= context) & (seen[:, 1:] > 0)).float()
+    """([B, K, V] logits, [B, K] tokens, [B, K] mask). Left padding puts all answers at the end, so that only their logits are made."""
+    counts = [len(row.ids) - max(1, row.context) for row in rows]
+    keep = max(1, *counts)
+    ids, seen = (part.to(model.device) for part in pad([row.ids for row in rows], pad_id, left=True))
+    inputs = {"input_ids": ids, "attention_mask": seen, "position_ids": positions(seen), "logits_to_keep": keep + 1}
+    logits = forward(model, **inputs, use_cache=False).logits[:, -keep - 1 : -1].float()
+    places = torch.arange(keep, 0, -1, device=ids.device)[None]
+    return logits, ids[:, -keep:], (places <= torch.tensor(counts, device=ids.device)[:, None]).float()
 
 
 @torch.no_grad()

@@ -35,6 +35,8 @@ def crosslm(overrides, tiny_model, private_csv):
         "strategy.general.documents=16",
         "strategy.general.worst_perplexity=10",
         "strategy.general.worst_accuracy=1",
+        "strategy.policy.kl_limit=100",
+        "strategy.examples.kl_limit=100",
     ]
 
     def run(*more):
