@@ -30,6 +30,7 @@ def crosslm(overrides, tiny_model, private_csv):
         "strategy.per_label=4",
         "strategy.write.max_new_tokens=16",
         "strategy.write.min_tokens=1",
+        "strategy.write.oversample=6",
         "strategy.llm_test_rows=8",
         f"strategy.general.texts={neutral}",
         "strategy.general.documents=16",
