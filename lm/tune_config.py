@@ -35,7 +35,7 @@ class ExamplesConfig(Section):
     batch_size: int = pydantic.Field(16, ge=1)
     rank: int = pydantic.Field(16, ge=1)
     alpha: float = pydantic.Field(32.0, gt=0)
-    keep_weight: float = pydantic.Field(1.0, ge=0)  # of the KL to the base on kept texts
+    keep_weight: float = pydantic.Field(15.0, ge=0)  # of the KL to the base on kept texts
     kl_limit: float = pydantic.Field(0.5, gt=0)  # nats a token from the base on kept texts; above it the tuning is undone
 
 
