@@ -6,8 +6,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.simulated import simulated_vault
+from clients.vault.asking import ask
+from clients.vault.remote_vault import ask_remote
 from wire.codec import WireError, pack, unpack
-from wire.messages import Evaluate, Introduce, Learn, Refused, Score, Synthesize
+from wire.messages import Learn, Refused
 
 
 def handle(message: Message, context: Context) -> Message:
@@ -16,24 +18,13 @@ def handle(message: Message, context: Context) -> Message:
         request, arrays = unpack(message.content)
     except WireError as failure:
         return Message(pack(Refused(str(failure), "request")), reply_to=message)
-    if "partition-id" not in context.node_config:  # a real site's data must not be opened by code that the server ships
-        reason = "this node is not a simulated one, and vaults that real sites run themselves are not there yet"
-        return Message(pack(Refused(reason, "request")), reply_to=message)
-    vault = simulated_vault(context, pooled=isinstance(request, Learn) and request.scope == "pooled")
-    returned = None
-    match request:
-        case Introduce():
-            answer = vault.introduce()
-        case Synthesize():
-            answer = vault.synthesize(request)
-        case Score():
-            answer = vault.score(request)
-        case Learn():
-            answer, returned = vault.learn(request, arrays)
-        case Evaluate():
-            answer = vault.evaluate(request)
-        case _:
-            answer = Refused(f"{type(request).__name__} is not a request", "request")
+    if url := context.node_config.get("vault"):  # a real site: its data is opened by a process of its own
+        answer, returned = ask_remote(str(url), request, arrays)
+    elif "partition-id" in context.node_config:
+        answer, returned = ask(simulated_vault(context, isinstance(request, Learn) and request.scope == "pooled"), request, arrays)
+    else:  # a real site's data must not be opened by code that the server ships
+        reason = "this node names no vault; start its SuperNode with --node-config \"vault='unix:///path/to/socket'\""
+        answer, returned = Refused(reason, "request"), None
     return Message(pack(answer, returned), reply_to=message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
@@ -25,37 +26,33 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet pretrain --help                                       train a causal LM on text files
   fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
   fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
+  fedduet watch RUN                                             follow a run that goes on in another process
+  fedduet predict RUN --client C TEXT...                        what a site's trained SLM says of a text
+  fedduet strategies | tasks | engines                          what there is to choose from
   fedduet audit --kinds worst,natural,release OVERRIDES...      a lower bound on epsilon from attacks, beside the accountant's upper bound
+  fedduet gateway --keys FILE llm.path=DIR                      the LLM over HTTP (OpenAI's completions), so that sites may ask it
 
 groups: {groups}
 """
 
 
-def _pretrain(arguments: list[str]) -> int:
-    from scripts.pretrain import main as pretrain
-
-    return pretrain(arguments)
-
-
-def _table(arguments: list[str]) -> int:
-    from scripts.report import main as table
-
-    return table(arguments)
-
-
-def _report(arguments: list[str]) -> int:
-    from scripts.page import main as report
-
-    return report(arguments)
+COMMANDS = {  # name: module and function, imported when it is asked for
+    "pretrain": "scripts.pretrain:main",
+    "table": "scripts.report:main",
+    "report": "scripts.page:main",
+    "watch": "scripts.look:watch",
+    "predict": "scripts.look:predict",
+    "audit": "scripts.audit:main",
+    "gateway": "scripts.gateway:main",
+    "strategies": "scripts.look:strategies",
+    "tasks": "scripts.look:tasks",
+    "engines": "scripts.look:engines",
+}
 
 
-def _audit(arguments: list[str]) -> int:
-    from scripts.audit import main as audit
-
-    return audit(arguments)
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"pretrain": _pretrain, "table": _table, "report": _report, "audit": _audit}
+def _command(name: str) -> Callable[[list[str]], int]:
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def main() -> int:
@@ -63,7 +60,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     try:
         if arguments and arguments[0] in COMMANDS:
-            return COMMANDS[arguments[0]](arguments[1:])
+            return _command(arguments[0])(arguments[1:])
         if arguments and arguments[0] in ("-h", "--help", "help"):
             groups = ("strategy", "task", "llm", "slm", "generator", "privacy", "federation")
             print(USAGE.format(groups="; ".join(f"{group}={'|'.join(conf.choices(group))}" for group in groups)))

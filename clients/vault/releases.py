@@ -25,6 +25,14 @@ class Releases:
         kind, _, blob = file.read_bytes().partition(b"\n")
         return decode(kind.decode(), blob)
 
+    def all(self) -> list[Any]:
+        """Every answer that is kept, oldest first."""
+        found = []
+        for file in sorted(self.folder.glob("*.release"), key=lambda file: file.stat().st_mtime_ns):
+            kind, _, blob = file.read_bytes().partition(b"\n")
+            found.append(decode(kind.decode(), blob))
+        return found
+
     def count(self) -> int:
         """How many answers are kept."""
         return len(list(self.folder.glob("*.release")))

@@ -71,4 +71,4 @@ def test_a_node_that_is_not_simulated_opens_nothing(overrides, tmp_path):
     del grid._contexts[1].node_config["partition-id"]  # as on a real SuperNode
     (reply,) = grid.send_and_receive([grid.create_message(pack(Introduce("i", "r")), "query.introduce", 1, "g")])
     answer = unpack(reply.content)[0]
-    assert isinstance(answer, Refused) and "not a simulated one" in answer.reason
+    assert isinstance(answer, Refused) and "names no vault" in answer.reason

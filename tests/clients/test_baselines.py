@@ -86,6 +86,8 @@ def test_votes():
     assert float(majority.answer) == 7 and majority.costs.reward_calls == 0
     reward = Known({"7.0": 0.1, "7": 0.1, "9": 0.8})
     best, _ = sample(Baseline("llm", "best", True), solutions, 60, reward)
+    voted, _ = sample(Baseline("llm", "best", True), solutions, 60, reward, answer="vote")
+    assert voted.answer == "9"  # 0.1 * 3 / 5 against 0.8 * 2 / 5
     weighted, _ = sample(
         Baseline("llm", "best", True), ["7", "7.0", "7", "7.0", "9"], 60, Known({"7.0": 0.3, "7": 0.3, "9": 0.8}), answer="vote"
     )
@@ -99,6 +101,10 @@ def test_the_llm_token_budget_is_kept_and_used(budget):
     assert solution.costs.llm_tokens <= budget and solution.stopped == "llm_tokens"
     assert budget - solution.costs.llm_tokens == 0
     assert len(writer.asks) <= 12  # in waves, not one by one
+    left = budget
+    for wave in writer.asks:
+        assert sum(ask.max_tokens for ask in wave) <= left
+        left -= sum(writer._step(ask).llm_tokens for ask in wave)
     free, writer = sample(Baseline("private", "majority", True), solutions, 50, llm_token_budget=0)
     assert free.costs.steps == 50 and len(writer.asks) == 1
 

@@ -25,7 +25,7 @@ class Digits:
 
     def __init__(self, digits, llm=0, tokens=lambda seed: 1, room=1000):
         self.digits, self.llm, self.tokens, self.limit = digits, llm, tokens, room
-        self.calls, self.asks = 0, []
+        self.calls, self.asks, self.granted = 0, [], []
 
     def room(self, prefix):
         return self.limit - len(prefix)
@@ -33,6 +33,7 @@ class Digits:
     def write(self, asks):
         self.calls += 1
         self.asks += asks
+        self.granted.append((sum(ask.max_tokens for ask in asks), len(asks)))
         return [self._step(ask) for ask in asks]
 
     def _step(self, ask):
@@ -128,6 +129,17 @@ def test_virtual_loss_spreads_a_round():
     tree = grown()
     tree.nodes[1].virtual = 3  # 2.6 / 6 + 0.1 sqrt(ln 4 / 6) = 0.48 falls below b's 0.5 + 0.1 sqrt(ln 4) = 0.62
     assert [leaf.text for leaf in tree.select(1)] == ["b"]
+
+
+def test_virtual_visits_of_the_parent_count_too():
+    for virtual, chosen in ((0, "a"), (50, "b")):  # ln 5: 1.117 against 0.984; ln 55: 1.300 against 1.351
+        tree = Tree(exploration=0.5, score="last", max_depth=4)
+        (root,) = tree.select(1)
+        for text, visits, total in (("a", 4, 3.2), ("b", 1, 0.35)):
+            node = tree.add(root, text, "private", False)
+            node.visits, node.total = visits, total
+        root.visits, root.virtual = 5, virtual
+        assert tree.select(1)[0].text == chosen
 
 
 @pytest.mark.parametrize(
@@ -236,6 +248,16 @@ def test_llm_tokens_never_pass_the_budget(modes, parallel):
             assert (solution.text, solution.answer, solution.stopped, solution.nodes[1:]) == ("", None, "llm_tokens", ())
 
 
+def test_a_round_is_never_granted_more_than_is_left():
+    spy = Digits([str(number) for number in range(1000)], llm=1, tokens=lambda seed: 2)
+    solve(settings(llm_token_budget=64, modes="collaborative", parallel=4, max_steps=9), collaborative=spy)
+    spent = 0
+    for granted, count in spy.granted:
+        assert granted <= 64 - spent
+        spent += 2 * count
+    assert spent == 64 and len(spy.granted) < 16
+
+
 def test_a_step_that_the_budget_cut_short_is_not_taken():
     solution = solve(settings(llm_token_budget=3, modes="collaborative"), collaborative=Digits("97531", llm=1, tokens=lambda seed: 4))
     assert solution.costs.dropped == 1 and solution.costs.llm_tokens == 3 and solution.text == ""
@@ -291,6 +313,11 @@ def test_a_vote_stops_when_its_lead_is_out_of_reach():
     assert steps(25) == ("settled", 4)  # 24 leaves of 4 children, each worth 0.01 at most: 0.96 < 1
     assert steps(26)[1] > 4  # 25 * 4 * 0.01 is not less than 1
     assert steps(26, steps=103) == ("settled", 4)  # but 99 steps are
+    form = replace(FORM, final=lambda step: step in "26")
+    reward.value = lambda question, steps: {"2": 1.0, "6": 0.5, "4": 0.01}["".join(steps)] if len(steps) == 1 else 0.5
+    named = {"private": Digits("246")}
+    assert steps(7, children=4) == ("settled", 8)  # the second answer has 0.5: the lead is 0.5, and 6 * 8 * 0.01 is 0.48
+    assert steps(8, children=4)[1] > 8
 
 
 # ---------------------------------------------------------------- many questions
@@ -366,6 +393,13 @@ def test_paths_end_where_the_context_does():
     assert solution.stopped == "exhausted" and solution.answer is None and solution.text == "\n".join("22222") and not solution.finished
 
 
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_paths_are_no_longer_than_max_steps(parallel):
+    solution = solve(settings(max_steps=2, parallel=parallel, modes="private"), private=Endless("24"))
+    assert max(node["depth"] for node in solution.nodes) == 2 and not solution.finished and solution.answer is None
+    assert len(solution.nodes) == 1 + 2 + 4 and solution.stopped == "exhausted" and len(solution.steps) == 2
+
+
 class Endless(Digits):
     """Never ends a number."""
 
@@ -386,7 +420,7 @@ def test_an_end_without_a_text_ends_the_path_before_it():
 
     solution = solve(settings(modes="private", iterations=4), private=Quiet("2"))
     assert solution.answer == "2" and solution.finished and [step.reward for step in solution.steps] == [1.0]
-    assert solution.costs.reward_calls == 1
+    assert solution.costs.reward_calls == 1 and [node["reward"] for node in solution.nodes] == [0.0, 1.0, 1.0]
     silent = solve(settings(modes="private"), private=Quiet([""]))
     assert (silent.text, silent.answer, silent.stopped) == ("", None, "exhausted") and silent.costs.dropped == 8  # one more try
 

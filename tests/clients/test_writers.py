@@ -71,6 +71,19 @@ def test_a_step_ends_at_the_delimiter_the_end_or_the_cap(loaded):
     assert len(encode_prompt(tokenizer, "a a\n")) < len(tokenizer("a a\n")["input_ids"])  # the delimiter is part of what is continued
 
 
+def test_an_end_token_that_the_tokenizer_adds_is_not_continued(loaded):
+    tokenizer, llm, _ = loaded
+
+    class Ending:
+        eos_token_id, decode = tokenizer.eos_token_id, tokenizer.decode
+
+        def __call__(self, text, **options):
+            return {"input_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]}
+
+    plain, ending = (TokenWriter(stepper(llm), kind, {tokenizer.eos_token_id}, 256, llm=1) for kind in (tokenizer, Ending()))
+    assert ending.write(asks()) == plain.write(asks()) and ending.room("a\n") == plain.room("a\n")
+
+
 def test_modes_of_local_models(loaded, local):
     tokenizer, llm, tuned = loaded
     assert set(local) == {"private", "base", "llm", "collaborative", "average"}

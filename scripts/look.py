@@ -1,0 +1,117 @@
+"""Small commands for looking: what there is to choose from, a run as it goes on, and what a trained SLM says of a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import conf
+from clients.simulated import site_folder
+from conf.check import ConfigError, nearest
+from scripts.show import Display
+from strategies.summary import taught_by
+
+
+def strategies(_: Sequence[str]) -> int:
+    """`fedduet strategies`"""
+    return _choices("strategy")
+
+
+def tasks(_: Sequence[str]) -> int:
+    """`fedduet tasks`"""
+    return _choices("task")
+
+
+def engines(_: Sequence[str]) -> int:
+    """`fedduet engines`"""
+    return _choices("llm")
+
+
+def _choices(group: str) -> int:
+    """Every choice of a configuration group with the first line of its file."""
+    table = Table(show_header=False, box=None)
+    for name in conf.choices(group):
+        first = (conf.FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        table.add_row(f"{group}={name}", first.removeprefix("#").strip())
+    Console().print(table)
+    return 0
+
+
+def watch(argv: Sequence[str]) -> int:
+    """`fedduet watch RUN`: the display of a run in another process, until it ends. 0 for a run that completed, else 1."""
+    parser = argparse.ArgumentParser(prog="fedduet watch", description=watch.__doc__)
+    parser.add_argument("run", type=Path, help="a run folder, of a run that is going on or has ended")
+    parser.add_argument("--wait", type=float, default=60.0, help="seconds to wait for a folder that is not there yet")
+    given = parser.parse_args(list(argv))
+    file, deadline = given.run / "events.jsonl", time.monotonic() + given.wait
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{given.run} has no events.jsonl; give the folder that the run printed when it started")
+        time.sleep(0.2)
+    with Display(given.run) as display, file.open(encoding="utf-8") as lines:
+        line = ""
+        while True:
+            line += lines.readline()
+            if not line.endswith("\n"):  # nothing new, or half a line
+                time.sleep(0.2)
+                continue
+            entry, line = json.loads(line), ""
+            display.event(entry)
+            if entry["event"] == "end" and not _starts_again(lines):
+                return int(entry["status"] != "completed")
+
+
+def _starts_again(lines: object) -> bool:
+    """Whether more was already written after an end: the run was started again."""
+    place = lines.tell()  # type: ignore[attr-defined]
+    more = bool(lines.read(1))  # type: ignore[attr-defined]
+    lines.seek(place)  # type: ignore[attr-defined]
+    return more
+
+
+def predict(argv: Sequence[str]) -> int:
+    """`fedduet predict RUN --client C TEXT...`: what a simulated site's SLM says, one line a text: label and probability."""
+    parser = argparse.ArgumentParser(prog="fedduet predict", description=predict.__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("texts", nargs="+")
+    parser.add_argument("--client", required=True)
+    parser.add_argument("--model", help="default: the one that the run's strategy ended with; local and the baselines are there too")
+    given = parser.parse_args(list(argv))
+    folder = model_folder(given.run, given.client, given.model)
+    from lm.classify import predict_probabilities
+    from lm.load import load_classifier, load_tokenizer
+    from tasks.config import TaskConfig
+    from tasks.load import build_task
+
+    config = yaml.safe_load((given.run / "config.yaml").read_text(encoding="utf-8"))
+    task, tokenizer = build_task(TaskConfig(**config["task"])), load_tokenizer(folder)
+    model = load_classifier(folder, len(task.labels), 0, tokenizer)
+    probabilities = predict_probabilities(model, tokenizer, given.texts, int(config["slm"]["max_tokens"]))
+    for row, text in zip(probabilities, given.texts, strict=True):
+        print(f"{task.labels[int(row.argmax())]}\t{row.max():.3f}\t{text}")
+    return 0
+
+
+def model_folder(run: Path, client: str, model: str | None) -> Path:
+    """Where a simulated site keeps an SLM of this run: a plain Hugging Face folder. Raises ConfigError with what there is."""
+    if not (run / "summary.json").is_file():
+        raise ConfigError(f"{run} has no summary.json; give the folder of a finished run")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    sites = Path(config["federation"]["state_folder"] or run / "sites")
+    sites = sites if sites.is_dir() else run / "sites"
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    if client not in summary["accuracy_per_client"]:
+        raise ConfigError(f"--client: found {client!r}; {nearest(client, list(summary['accuracy_per_client']))}")
+    kept = sites / site_folder(client) / "models" / (run / "run_id").read_text().strip()
+    name = model or taught_by(summary["strategy"])
+    there = sorted(folder.name for folder in kept.iterdir() if (folder / "config.json").is_file()) if kept.is_dir() else []
+    if name not in there:
+        raise ConfigError(f"--model: found {name!r}; {client} keeps {', '.join(there) or 'no model of this run'}")
+    return kept / name

@@ -1,0 +1,130 @@
+"""`fedduet-vault`: a site's own command: serve its vault, look at its budget, and read the very texts that left."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.environment import prepare
+
+prepare()
+
+from rich.console import Console  # noqa: E402  (the environment must be set before torch is imported)
+from rich.table import Table  # noqa: E402
+
+from clients.vault.config import SiteConfig  # noqa: E402
+from clients.vault.ledger import Ledger  # noqa: E402
+from clients.vault.policy import delta_for  # noqa: E402
+from clients.vault.releases import Releases  # noqa: E402
+from clients.vault.service import SiteFile, build_service, listen, read_site  # noqa: E402
+from conf.check import ConfigError  # noqa: E402
+from tasks.load import build_task, load_client  # noqa: E402
+
+
+def main(argv: Sequence[str]) -> int:
+    """`fedduet-vault [serve|status|releases] --config site.yaml`; 2 for input that cannot work."""
+    parser = argparse.ArgumentParser(prog="fedduet-vault", description=__doc__)
+    parser.add_argument("command", nargs="?", default="serve", choices=("serve", "status", "releases"))
+    parser.add_argument("--config", type=Path, required=True, help="the site's YAML file; docs/real-sites.md has one")
+    parser.add_argument("--json", action="store_true", help="of status: for programs")
+    given = parser.parse_args(list(argv))
+    try:
+        site, config = read_site(given.config)
+        if given.command == "serve":
+            return serve(site, config)
+        return status(config, given.json) if given.command == "status" else releases(config)
+    except ConfigError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+
+
+def serve(site: SiteFile, config: SiteConfig) -> int:
+    """Until it is stopped."""
+    import uvicorn
+
+    from clients.vault.vault import Vault
+
+    config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listening = listen(site)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again after it has stopped: lets `finally` run
+    print(f"vault of {config.client}: listening at {site.socket}; state in {config.folder}", flush=True)
+    server = uvicorn.Server(uvicorn.Config(build_service(Vault(config)), log_level="warning", access_log=False))
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    finally:
+        Path(site.socket).expanduser().unlink(missing_ok=True)
+    return 0
+
+
+def figures(config: SiteConfig) -> dict[str, Any]:
+    """What the ledger holds, as plain values; `epsilon_spent` is null when something left without a guarantee."""
+    records = len(load_client(config.task, config.client, config.seed).train)
+    delta = delta_for(config.policy, records)
+    ledger = Ledger(config.folder / "ledger.jsonl", config.policy.epsilon_total, delta, True)
+    spent = ledger.spent()
+    return {
+        "client": config.client,
+        "records": records,
+        "delta": delta,
+        "epsilon_total": config.policy.epsilon_total,
+        "epsilon_spent": spent if math.isfinite(spent) else None,
+        "measurements": Releases(config.folder / "measurements").count(),
+        "measurements_allowed": config.policy.maximum_measurements,
+        "charges": [
+            {"time": one.time, "run": one.run, "what": one.what, "released": one.released, "event": one.event.to_dict()}
+            for one in ledger.entries()
+        ],
+    }
+
+
+def status(config: SiteConfig, as_json: bool) -> int:
+    """Budget spent and left, and every charge."""
+    found = figures(config)
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    console, table = Console(), Table(title=f"what left {found['client']}")
+    for title in ("time", "run", "mechanism", "released", "noise multiplier"):
+        table.add_column(title)
+    for one in found["charges"]:
+        table.add_row(one["time"], one["run"], one["what"], str(one["released"]), f"{one['event'].get('noise_multiplier', math.nan):.3f}")
+    console.print(table)
+    spent = found["epsilon_spent"]
+    said = (
+        "no formal guarantee: something left unprotected" if spent is None else f"epsilon {spent:.3f} of {found['epsilon_total']:g} spent"
+    )
+    console.print(f"{said} (delta {found['delta']:g}, {found['records']} records)", highlight=False)
+    console.print(f"{found['measurements']} of {found['measurements_allowed']} measurements made", highlight=False)
+    return 0
+
+
+def releases(config: SiteConfig) -> int:
+    """The very texts and scores that left, one JSON object a line."""
+    task = build_task(config.task)
+    for answer in Releases(config.folder / "releases").all():
+        receipt = answer.receipt
+        epsilon = receipt.epsilon if math.isfinite(receipt.epsilon) else None
+        head = {"kind": type(answer).__name__, "mechanism": receipt.mechanism, "epsilon": epsilon}
+        if hasattr(answer, "data"):
+            for text, label in zip(answer.data.texts, answer.data.labels, strict=True):
+                print(json.dumps(head | {"label": task.labels[label], "text": text}, ensure_ascii=False))
+        else:
+            print(json.dumps(head | {"scores": answer.scores}))
+    return 0
+
+
+def command() -> None:
+    """Console entry."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()
