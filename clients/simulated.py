@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Context
 
 import conf
+from clients.vault.answers import AnswersConfig
+from clients.vault.asking import AnyVault, open_vault
 from clients.vault.config import SiteConfig, site_settings
-from clients.vault.vault import Vault
 from conf.check import ConfigError, check
-from tasks.config import TaskConfig
-from tasks.load import client_names
+from tasks.questions import check_task, names_of
 from wire.messages import is_name
 
 OPEN_VAULTS = 8  # records of at most so many sites are held in memory by one process
 POOLED_FOLDER = "_pooled"  # of the upper bound; no site's folder starts so
 
 
-def simulated_vault(context: Context, pooled: bool = False) -> Vault:
+def simulated_vault(context: Context, pooled: bool = False) -> AnyVault:
     """The vault of the virtual node in `context`; `pooled`: the upper bound's, which holds all sites' records."""
     config = context.run_config.get("config") or conf.dump(conf.from_run_config(context.run_config))
     return _open(str(config), -1 if pooled else int(context.node_config["partition-id"]), context.run_id)
@@ -32,33 +34,36 @@ def site_folder(client: str) -> str:
     return client if is_name(client) else f"site-{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
+def simulated_site(config: Mapping[str, Any], client: str, folder: Path, sites: Path, pooled: bool = False) -> SiteConfig:
+    """The site of `client` as a run's configuration has it, with its state in `folder`."""
+    slm, generator, privacy = site_settings(config)
+    return SiteConfig(
+        client,
+        folder,
+        check_task(config["task"]),
+        slm,
+        generator,
+        privacy.policy,
+        seed=int(config["seed"]),
+        seeded_noise=privacy.seeded_noise,
+        scorer_embedding=privacy.scorer_embedding,
+        counterfactual_baselines=privacy.counterfactual_baselines,
+        pooled=pooled,
+        pooled_folder=sites / POOLED_FOLDER,
+        answers=check(AnswersConfig, config["answers"], "answers"),
+    )
+
+
 @lru_cache(maxsize=OPEN_VAULTS)
-def _open(dumped: str, partition: int, run_id: int) -> Vault:
+def _open(dumped: str, partition: int, run_id: int) -> AnyVault:
     config = conf.from_run_config({"config": dumped})
     if config["federation"]["kind"] == "simulation":
         torch.set_num_threads(max(1, round(float(config["federation"]["cpus_per_client"]))))
-    task = check(TaskConfig, config["task"], "task")
-    slm, generator, privacy = site_settings(config)
-    names = client_names(task)
+    names = names_of(check_task(config["task"]))
     if partition >= len(names):
         raise ConfigError(f"this node is number {partition + 1}, but the task has {len(names)} clients: {', '.join(names)}")
-    client = "pooled" if partition < 0 else names[partition]
     run_folder = config["run"]["folder"] or f"runs/flower-{run_id}"  # without a folder every run's sites start anew
     sites = Path(config["federation"]["state_folder"] or Path(run_folder) / "sites")
-    folder = sites / (POOLED_FOLDER if partition < 0 else site_folder(client))
-    return Vault(
-        SiteConfig(
-            client,
-            folder,
-            task,
-            slm,
-            generator,
-            privacy.policy,
-            seed=int(config["seed"]),
-            seeded_noise=privacy.seeded_noise,
-            scorer_embedding=privacy.scorer_embedding,
-            counterfactual_baselines=privacy.counterfactual_baselines,
-            pooled=partition < 0,
-            pooled_folder=sites / POOLED_FOLDER,
-        )
-    )
+    if partition < 0:
+        return open_vault(simulated_site(config, "pooled", sites / POOLED_FOLDER, sites, pooled=True))
+    return open_vault(simulated_site(config, names[partition], sites / site_folder(names[partition]), sites))

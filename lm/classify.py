@@ -170,7 +170,7 @@ def _run_stage(
     for step in range(steps):
         model.train()
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * _schedule(step, steps, config.warmup)
+            group["lr"] = peak * schedule(step, steps, config.warmup)
         for (part, factor), batches in zip(parts, draws, strict=True):
             chosen = next(batches)
             losses = _losses(model, part, chosen, pad_id, config)
@@ -183,7 +183,7 @@ def _run_stage(
             keeper.measure(step + 1)
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
+def schedule(step: int, steps: int, warmup: float) -> float:
     """Share of the highest learning rate in this step (0-based): up linearly over the warm-up, then down to almost 0."""
     rising = max(1, round(warmup * steps))
     return (step + 1) / rising if step < rising else (steps - step) / max(1, steps - rising + 1)

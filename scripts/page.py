@@ -65,6 +65,8 @@ def _page(folders: Sequence[Path]) -> str:
         parts.append(_against_epsilon(summaries, folders))
     if summary.get("curve"):
         parts.append(_rounds(summaries))
+    if summary.get("answers"):
+        parts.append(_answers(summaries))
     parts.append(_budget(summary))
     parts.append(_flow(folder, summary))
     parts.append(_samples(folder))
@@ -82,9 +84,8 @@ def _page(folders: Sequence[Path]) -> str:
 def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
     summary = summaries[0]
     model = taught_by(summary["strategy"])
-    pairs = [
-        100 * (one[model] - one["local"]) for s in summaries for one in s["accuracy_per_client"].values() if {model, "local"} <= set(one)
-    ]
+    base = "local" if "local" in summary["accuracy"] else "slm"
+    pairs = [100 * (one[model] - one[base]) for s in summaries for one in s["accuracy_per_client"].values() if {model, base} <= set(one)]
     privacy = _privacy(summaries)
     if not pairs:
         answer = (
@@ -111,9 +112,9 @@ def _privacy(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
-    models = {model for summary in summaries for model in summary["accuracy"]}
+    models = dict.fromkeys(model for summary in summaries for model in summary["accuracy"])
     rows = {}
-    for model in sorted(models, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+    for model in sorted(models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         values = [one[model] for summary in summaries for one in summary["accuracy_per_client"].values() if model in one]
         mean, half = interval(values)
         rows[model] = ((mean, mean - half, mean + half), values)
@@ -127,6 +128,16 @@ def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
         ]
         table.append([model, *(f"{np.mean(values):.3f}" if values else "-" for values in by_site), f"{mean:.3f}", MEANING.get(model, "")])
     return f"<h2>Accuracy on the sites' own tests</h2>{picture}{_table(table)}"
+
+
+def _answers(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """G-Boost: what a question took on the mean, by method."""
+    columns = {"accuracy": ".3f", "llm_tokens": ".0f", "slm_tokens": ".0f", "reward_calls": ".1f", "requests": ".1f", "seconds": ".3f"}
+    table = [["method", *(name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " ") for name in columns)]]
+    for method in summaries[0]["answers"]:
+        found = [summary["answers"][method] for summary in summaries if method in summary["answers"]]
+        table.append([method, *(format(float(np.mean([one[name] for one in found])), form) for name, form in columns.items())])
+    return f"<h2>Answers, and what one question took</h2>{_table(table)}<p>Tokens are drawn ones; prompts are not counted.</p>"
 
 
 def _against_epsilon(summaries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> str:

@@ -6,15 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from clients.vault.answers import AnswersConfig, method_of
+from clients.vault.baselines import BASELINES
 from clients.vault.config import PrivacyConfig, site_settings
-from conf.check import ConfigError, check
+from clients.vault.search import SearchConfig
+from conf.check import ConfigError, check, nearest
+from lm.classify import SLMConfig
 from lm.load import check_model_folder
-from server.app import strategy_settings
+from server.app import strategy_settings, task_for
 from server.general import load_general
 from server.llm.config import LLMConfig
 from server.llm.load import check_llm
-from tasks.config import TaskConfig
-from tasks.load import check_data, client_names
+from strategies.gboost import SEARCHES
+from tasks.load import check_data
+from tasks.questions import QuestionsConfig, load_questions, names_of
 from tasks.standin import resolve
 
 
@@ -23,8 +28,10 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
 
     Builds the built-in world's models when the configuration names them and they are not cached yet.
     """
-    _, tuning = strategy_settings(config)
-    task = check(TaskConfig, config["task"], "task")
+    settings, tuning = strategy_settings(config)
+    task = task_for(settings, config)
+    if isinstance(task, QuestionsConfig):
+        return _check_questions(config, settings, task)
     slm, generator, privacy = site_settings(config)
     llm = check(LLMConfig, config["llm"], "llm")
     rows = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch)
@@ -34,7 +41,30 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     check_model_folder(resolve(slm.path), "slm.path")
     check_model_folder(resolve(generator.path), "generator.path", causal=True)
     check_llm(llm.model_copy(update={"path": resolve(llm.path)}) if llm.path else llm)
-    return client_names(task)
+    return names_of(task)
+
+
+def _check_questions(config: Mapping[str, Any], settings: Any, task: QuestionsConfig) -> tuple[str, ...]:
+    """Of a task of questions: every site's data, the search, the methods, the SLM, the LLM and the reward model."""
+    slm, answers = check(SLMConfig, config["slm"], "slm"), check(AnswersConfig, config["answers"], "answers")
+    policy, search = check(PrivacyConfig, config["privacy"], "privacy").policy, check(SearchConfig, settings.search, "strategy.search")
+    for name in settings.methods:
+        if name not in SEARCHES and name not in BASELINES:
+            raise ConfigError(f"strategy.methods: found {name!r}; {nearest(name, [*SEARCHES, *BASELINES])}")
+        asks = method_of("search" if name in SEARCHES else name, search.model_copy(update=SEARCHES.get(name, {}))).asks_llm
+        if asks and policy.share_questions == "never":
+            raise ConfigError(
+                f"strategy.methods: {name} shows questions to the LLM, and privacy.policy.share_questions is never; allowed: gateway_only, "
+                "or methods of the site's own models (slm_base, slm, slm_best_of_n, search_private)"
+            )
+    for client in names_of(task):
+        load_questions(task, client, int(config["seed"]))
+    check_model_folder(resolve(slm.path), "slm.path", causal=True)
+    if answers.llm_path and not answers.base_url:
+        check_model_folder(resolve(answers.llm_path), "answers.llm_path", causal=True)
+    if answers.reward:
+        check_model_folder(resolve(answers.reward.path), "answers.reward.path")
+    return names_of(task)
 
 
 def _check_delta(privacy: PrivacyConfig, rows: Mapping[str, int]) -> None:

@@ -33,18 +33,20 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Rows are methods. Accuracy is the mean over sites and runs; differences to local training are paired by (run, site), with a 95 %
     Student t interval over those pairs; gap closed is (mean - local) / (pooled - local) of the means.
     """
-    models = {model for summary in summaries for model in summary["accuracy"]}
+    models = list(dict.fromkeys(model for summary in summaries for model in summary["accuracy"]))
     means = {model: float(np.mean([value for _, value in _values(summaries, model)])) for model in models}
     lines = ["| method | mean accuracy | minus local, points [95 %] | gap closed |", "|---|---|---|---|"]
+    base = "local" if "local" in models else "slm"  # the private model alone
+    lines[0] = lines[0].replace("local", base)
     for model in sorted(models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
         difference = ""
-        if model != "local" and "local" in models:
-            local = dict(_values(summaries, "local"))
+        if model != base and base in models:
+            local = dict(_values(summaries, base))
             pairs = [100 * (value - local[key]) for key, value in _values(summaries, model) if key in local]
             mean, half = interval(pairs)
             difference = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
         gap = ""
-        if model not in ("local", "pooled") and {"local", "pooled"} <= models and means["pooled"] > means["local"]:
+        if model not in ("local", "pooled") and {"local", "pooled"} <= set(models) and means["pooled"] > means["local"]:
             gap = f"{(means[model] - means['local']) / (means['pooled'] - means['local']):.2f}"
         lines.append(f"| {model} | {means[model]:.3f} | {difference} | {gap} |")
     return "\n".join(lines)

@@ -28,6 +28,8 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
   fedduet watch RUN                                             follow a run that goes on in another process
   fedduet predict RUN --client C TEXT...                        what a site's trained SLM says of a text
+  fedduet ask RUN --client C "QUESTION"                         one question to a site, answered by its SLM and the LLM (G-Boost)
+  fedduet train-reward --questions FILE --llm DIR --out DIR     a process reward model from sampled solutions
   fedduet strategies | tasks | engines                          what there is to choose from
   fedduet audit --kinds worst,natural,release OVERRIDES...      a lower bound on epsilon from attacks, beside the accountant's upper bound
   fedduet gateway --keys FILE llm.path=DIR                      the LLM over HTTP (OpenAI's completions), so that sites may ask it
@@ -40,6 +42,8 @@ COMMANDS = {  # name: module and function, imported when it is asked for
     "pretrain": "scripts.pretrain:main",
     "table": "scripts.report:main",
     "report": "scripts.page:main",
+    "ask": "scripts.ask:main",
+    "train-reward": "scripts.train_reward:main",
     "watch": "scripts.look:watch",
     "predict": "scripts.look:predict",
     "audit": "scripts.audit:main",

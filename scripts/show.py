@@ -116,6 +116,8 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
         gap = summary["gap_closed"]
         closed = "" if gap is None else f", {gap:.0%} of the gap to pooled data closed"
         console.print(f"{model} - local: {100 * (found - local):+.1f} points{closed}", highlight=False)
+    if summary.get("answers"):
+        console.print(answers_table(summary))
     if summary.get("curve"):
         console.print(curve_table(summary))
         console.print(llm_table(summary))
@@ -130,7 +132,9 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
     """Method x site, mean and 95 % interval over sites."""
     by_site = summary["accuracy_per_client"]
-    models = sorted(summary["accuracy"], key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    models = sorted(
+        summary["accuracy"], key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
+    )  # others as they were measured
     table = Table(title=f"test accuracy, {summary['task']}, seed {summary['seed']}; LLM: {summary['llm'].get('description', '')}")
     table.add_column("method")
     for site in by_site:
@@ -142,6 +146,19 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
         spread = "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
         cells = [f"{by_site[site][model]:.3f}" if model in by_site[site] else "-" for site in by_site]
         table.add_row(model, *cells, f"{mean:.3f}{spread}", style="bold" if model == taught_by(summary["strategy"]) else "")
+    return table
+
+
+def answers_table(summary: Mapping[str, Any]) -> Table:
+    """G-Boost and its baselines: how many answers are right, and what a question took."""
+    table = Table(title="answers, and what one question took on the mean")
+    columns = {"accuracy": ".3f", "llm_tokens": ".0f", "slm_tokens": ".0f", "reward_calls": ".1f", "requests": ".1f", "seconds": ".3f"}
+    table.add_column("method")
+    for name in columns:
+        table.add_column(name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " "), justify="right")
+    for method, found in summary["answers"].items():
+        style = "bold" if method == summary["strategy"] else ""
+        table.add_row(method, *(format(found[name], form) for name, form in columns.items()), style=style)
     return table
 
 

@@ -25,6 +25,7 @@ from clients.vault.releases import Releases  # noqa: E402
 from clients.vault.service import SiteFile, build_service, listen, read_site  # noqa: E402
 from conf.check import ConfigError  # noqa: E402
 from tasks.load import build_task, load_client  # noqa: E402
+from tasks.questions import QuestionsConfig, load_questions  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,13 +49,13 @@ def serve(site: SiteFile, config: SiteConfig) -> int:
     """Until it is stopped."""
     import uvicorn
 
-    from clients.vault.vault import Vault
+    from clients.vault.asking import open_vault
 
     config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     listening = listen(site)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again after it has stopped: lets `finally` run
     print(f"vault of {config.client}: listening at {site.socket}; state in {config.folder}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(build_service(Vault(config)), log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(build_service(open_vault(config)), log_level="warning", access_log=False))
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:
@@ -66,7 +67,10 @@ def serve(site: SiteFile, config: SiteConfig) -> int:
 
 def figures(config: SiteConfig) -> dict[str, Any]:
     """What the ledger holds, as plain values; `epsilon_spent` is null when something left without a guarantee."""
-    records = len(load_client(config.task, config.client, config.seed).train)
+    if isinstance(config.task, QuestionsConfig):
+        records = len(load_questions(config.task, config.client, config.seed).train)
+    else:
+        records = len(load_client(config.task, config.client, config.seed).train)
     delta = delta_for(config.policy, records)
     ledger = Ledger(config.folder / "ledger.jsonl", config.policy.epsilon_total, delta, True)
     spent = ledger.spent()
@@ -108,6 +112,8 @@ def status(config: SiteConfig, as_json: bool) -> int:
 
 def releases(config: SiteConfig) -> int:
     """The very texts and scores that left, one JSON object a line."""
+    if isinstance(config.task, QuestionsConfig):
+        return 0  # texts and scores never leave it
     task = build_task(config.task)
     for answer in Releases(config.folder / "releases").all():
         receipt = answer.receipt

@@ -19,17 +19,25 @@ from conf.check import ConfigError, check, nearest
 from server.cloud import LLMCloud, check_sections
 from server.tuner import LLMTuner, Settings
 from strategies.base import Moves
-from strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig
+from strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig, GBoostConfig
 from strategies.crosslm import crosslm
 from strategies.fdkt import fdkt
 from strategies.fdkt_crosslm import fdkt_crosslm
+from strategies.gboost import gboost
 from strategies.run_folder import Listener, RunFolder, write_atomically
 from strategies.sites import Sites, SitesConfig
 from strategies.summary import summarise
 from tasks.config import TaskConfig
-from tasks.load import build_task, client_names
+from tasks.load import build_task
+from tasks.questions import AnyTask, check_task, names_of
+from tasks.standin import describe
 
-STRATEGIES = {"fdkt": (FDKTConfig, fdkt), "crosslm": (CrossLMConfig, crosslm), "fdkt_crosslm": (FDKTCrossLMConfig, fdkt_crosslm)}
+STRATEGIES: Mapping[str, Any] = {
+    "fdkt": (FDKTConfig, fdkt),
+    "crosslm": (CrossLMConfig, crosslm),
+    "fdkt_crosslm": (FDKTCrossLMConfig, fdkt_crosslm),
+    "gboost": (GBoostConfig, gboost),
+}
 
 
 def build_app(listeners: Iterable[Listener] = ()) -> ServerApp:
@@ -49,9 +57,8 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
     Raises ConfigError before anything is loaded; whatever ends a run early is raised after `summary.json` says "failed".
     """
     settings, tuning = strategy_settings(config)
-    strategy = STRATEGIES[settings.name][1]
-    task_config = check(TaskConfig, config["task"], "task")
-    task, names = build_task(task_config), client_names(task_config)
+    strategy, task_config = STRATEGIES[settings.name][1], task_for(settings, config)
+    names = names_of(task_config)
     seed, federation, privacy = int(config["seed"]), config["federation"], config["privacy"]
 
     run = RunFolder(run_path(config), config, listeners)
@@ -61,13 +68,17 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
         minimum=int(federation["minimum_sites"]),
     )
     sites = Sites(grid, run, _run_id(run.path), waits)
-    fdkt_part = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
-    cloud = LLMCloud(run, task, config["llm"], getattr(fdkt_part, "curate", {}), getattr(fdkt_part, "augment", {}), seed)
-    moves = Moves(run, sites, cloud, float(privacy["epsilon"]), privacy["delta"], seed, settings.weight, settings.order)
-    moves.feedback = str(privacy["feedback"])
-    if tuning:
-        moves.tuner = LLMTuner(run, task, cloud, tuning, task_config, federation["kind"], seed)
-    run.event("start", strategy=settings.name, task=task.name, seed=seed, clients=list(names))
+    cloud, tuner = None, None
+    if isinstance(task_config, TaskConfig):
+        fdkt_part = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
+        curate, augment = getattr(fdkt_part, "curate", {}), getattr(fdkt_part, "augment", {})
+        task = build_task(task_config)
+        cloud = LLMCloud(run, task, config["llm"], curate, augment, seed)
+        tuner = LLMTuner(run, task, cloud, tuning, task_config, federation["kind"], seed) if tuning else None
+    moves = Moves(run, sites, cloud, float(privacy["epsilon"]), privacy["delta"], seed)
+    moves.weight, moves.order = getattr(settings, "weight", moves.weight), getattr(settings, "order", moves.order)
+    moves.feedback, moves.tuner = str(privacy["feedback"]), tuner
+    run.event("start", strategy=settings.name, task=task_config.name, seed=seed, clients=list(names))
     status = "failed"
     try:
         sites.gather(names)
@@ -75,10 +86,26 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
         status = "completed"
     finally:
         run.event("end", status=status)
-        summary = summarise(run, moves, config, status, cloud.description)
+        summary = summarise(run, moves, config, status, cloud.description if cloud else _llm_of(config))
         run.summary(summary)
-        cloud.close()
+        if cloud:
+            cloud.close()
     return summary
+
+
+def task_for(settings: Any, config: Mapping[str, Any]) -> AnyTask:
+    """The checked task. Raises ConfigError when it is of another kind than the strategy needs."""
+    task, needed = check_task(config["task"]), "reasoning" if isinstance(settings, GBoostConfig) else "classification"
+    if task.kind != needed:
+        raise ConfigError(f"task.kind: found {task.kind!r}; strategy {settings.name} needs {needed} (fedduet tasks lists what there is)")
+    return task
+
+
+def _llm_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How reports name the LLM that the sites ask themselves."""
+    answers = config["answers"]
+    asked = answers["base_url"] or answers["llm_path"]
+    return {"engine": "gateway" if answers["base_url"] else "transformers", "path": asked, "description": describe(str(asked))}
 
 
 def strategy_settings(config: Mapping[str, Any]) -> tuple[Any, Settings | None]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from strategies.config import GBoostConfig
 from strategies.run_folder import RunFolder
 from strategies.sites import Sites, TooFewSites
 from wire.codec import Arrays, decode
-from wire.messages import Evaluate, Evaluated, LabelledTexts, Learn, Learned, Receipt, Synthesize, Synthesized
+from wire.messages import Answer, Answered, Evaluate, Evaluated, LabelledTexts, Learn, Learned, Receipt, Synthesize, Synthesized
 
 Texts = dict[str, LabelledTexts]  # by site
 Rewards = Mapping[str, Sequence[float]]  # by the site whose domain the texts were written for, in their order
@@ -77,7 +78,7 @@ class Moves:
 
     run: RunFolder
     sites: Sites
-    cloud: Cloud
+    cloud: Cloud | None  # None: the strategy does not ask the cloud to write
     epsilon: float
     delta: float | None
     seed: int
@@ -89,6 +90,7 @@ class Moves:
     feedback: str = "none"  # how scores are protected
     llm: dict[str, Any] = field(default_factory=dict)  # CrossLM: general ability and accuracy of the LLM, by when it was measured
     curve: list[dict[str, Any]] = field(default_factory=list)  # CrossLM: figures of each round
+    answers: dict[str, dict[str, Answered]] = field(default_factory=dict)  # G-Boost: counts by method and site
     _artefacts: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
 
     def synthesize(self, round: int, rounds: int, per_label: int) -> Texts:
@@ -145,6 +147,19 @@ class Moves:
         counts = {name: (answer.correct[name], total) for answer in answers.values() for name, total in answer.total.items()}
         self.accuracy[model] = {name: correct / total for name, (correct, total) in counts.items() if total}
         self.run.event("accuracy", model=model, by_site=self.accuracy[model])
+
+    def answer(self, name: str, model: str, method: str, search: Mapping[str, Any], config: GBoostConfig) -> None:
+        """Every site answers its test questions by a method, under the name `name`; counts into `answers`, shares right into `accuracy`."""
+        phase = f"answer-{name}"
+
+        def request(site: str) -> Answer:
+            message_id = self.message_id(phase, site)
+            return Answer(message_id, self.sites.run_id, model, method, dict(search), config.samples, config.questions, self.seed)
+
+        found = self.remember(phase, Answered, lambda: _messages(self.sites.ask(phase, request)))
+        self.answers[name] = found
+        self.accuracy[name] = {site: one.right / one.total for site, one in found.items() if one.total}
+        self.run.event("accuracy", model=name, by_site=self.accuracy[name])
 
     def ask(
         self, phase: str, request: Callable[[str], Any], only: Sequence[str] | None = None, arrays: Arrays | None = None

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from conf.check import RunFailed
 from strategies.run_folder import RunFolder
 from wire.codec import Arrays, WireError, pack, size, unpack
-from wire.messages import Evaluate, Introduce, Introduced, Learn, Refused, Score, Synthesize
+from wire.messages import Answer, Evaluate, Introduce, Introduced, Learn, Refused, Score, Synthesize
 
 _MESSAGE_TYPES = {
     Introduce: "query.introduce",
@@ -21,6 +21,7 @@ _MESSAGE_TYPES = {
     Score: "query.score",
     Learn: "train.learn",
     Evaluate: "evaluate.evaluate",
+    Answer: "query.answer",
 }
 
 

@@ -26,7 +26,7 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
         "task": config["task"]["name"],
         "seed": config["seed"],
         "clients": len(moves.sites.names),
-        "rounds": config["strategy"].get("rounds") or config["strategy"]["crosslm"]["rounds"],
+        "rounds": config["strategy"].get("rounds") or config["strategy"].get("crosslm", {}).get("rounds", 1),
         "status": status,
         "accuracy": mean,
         "accuracy_per_client": _by_site(moves.accuracy),
@@ -35,6 +35,7 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
         "delta": {site: receipt.delta for site, receipt in moves.receipts.items()},
         "receipts": moves.receipts,
         **_steered(moves),
+        **_answered(moves),
         "wire": _wire(events),
         "llm": dict(llm) | _usage(events),
         "curated": [entry for entry in events if entry["event"] in ("curated", "augmented")],
@@ -56,6 +57,26 @@ def _steered(moves: Moves) -> dict[str, Any]:
     accuracy = {when: float(np.mean(list(one["accuracy"].values()))) for when, one in moves.llm.items() if one["accuracy"]}
     general = {when: one["general"] for when, one in moves.llm.items() if one["general"]}
     return {"feedback": moves.feedback, "llm_accuracy": accuracy, "llm_general": general, "curve": moves.curve}
+
+
+def _answered(moves: Moves) -> dict[str, Any]:
+    """What G-Boost adds: for each method the share of right answers, and what a question took on the mean."""
+    if not moves.answers:
+        return {}
+    totals = {}
+    for name, by_site in moves.answers.items():
+        counts = list(by_site.values())
+        questions = max(1, sum(one.total for one in counts))
+        each = ("llm_tokens", "slm_tokens", "reward_calls", "seconds", "requests", "degraded", "private_steps", "collaborative_steps")
+        means = {key: sum(getattr(one, key) for one in counts) / questions for key in each}
+        totals[name] = {
+            "accuracy": sum(one.right for one in counts) / questions,
+            **means,
+            "questions": sum(one.total for one in counts),
+            "unanswered": sum(one.unanswered for one in counts),
+            "bad_rewards": sum(one.bad_rewards for one in counts),
+        }
+    return {"answers": totals}
 
 
 def _by_site(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -18,12 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from conf.check import ConfigError
 from lm.pretrain import PretrainStep, pretrain
 from lm.pretrain_config import PretrainConfig
 from lm.pretrain_corpus import Source
+from lm.progress import Progress as Part
+from lm.progress import listening
+from tasks import arithmetic_standin
 from tasks.world import CONTROL_CODE, LABELS, PUBLIC_DOMAINS, made_up_records, public_documents, world_records
 
 
@@ -73,25 +76,39 @@ def describe(path: str) -> str:
 
 
 def _ensure(role: str) -> Path:
-    if role not in RECIPES:
-        raise ConfigError(f"{PREFIX}{role}: there is no such built-in model; allowed: {', '.join(PREFIX + name for name in RECIPES)}")
-    recipe = RECIPES[role]
-    digest = hashlib.sha256(json.dumps([role, asdict(recipe), public_documents(0, 20)]).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"world-{role}-{digest}"
+    if role in RECIPES:
+        described = [role, asdict(RECIPES[role]), public_documents(0, 20)]
+        digest, prefix = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12], "world-"
+    elif role in arithmetic_standin.ROLES:
+        digest, prefix = arithmetic_standin.digest(role), ""
+    else:
+        known = [PREFIX + name for name in (*RECIPES, *arithmetic_standin.ROLES)]
+        raise ConfigError(f"{PREFIX}{role}: there is no such built-in model; allowed: {', '.join(known)}")
+    folder = cache_folder() / f"{prefix}{role}-{digest}"
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two runs started together make it once
             if not (folder / "config.json").exists():
-                _make(recipe, role, folder)
+                _announced(role, folder)
     return folder
 
 
-def _make(recipe: Recipe, role: str, folder: Path) -> None:
+def _announced(role: str, folder: Path) -> None:
     print(f"Making the built-in world's {role.upper()} from its public texts (once, kept in {folder})", file=sys.stderr)
-    began = time.monotonic()
-    work = folder.with_name(f".{folder.name}.work")
+    began, work = time.monotonic(), folder.with_name(f".{folder.name}.work")
     shutil.rmtree(work, ignore_errors=True)
+    if role in RECIPES:
+        _make(RECIPES[role], role, work, folder)
+    else:
+        with _told(role):
+            arithmetic_standin.make(role, work, _ensure)
+        work.rename(folder)
+    shutil.rmtree(work, ignore_errors=True)
+    print(f"made in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def _make(recipe: Recipe, role: str, work: Path, folder: Path) -> None:
     config = PretrainConfig(
         out=work,
         start=recipe.start,
@@ -114,8 +131,6 @@ def _make(recipe: Recipe, role: str, folder: Path) -> None:
     with _progress_bar(role) as shown:
         result = pretrain(config, shown)
     shutil.copytree(result.folder, folder)
-    shutil.rmtree(work, ignore_errors=True)
-    print(f"made in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
 def _write_sources(recipe: Recipe, work: Path) -> tuple[Source, ...]:
@@ -145,3 +160,19 @@ def _progress_bar(role: str) -> Iterator[Callable[[PretrainStep], None]]:
             bar.update(task, completed=step.fraction, note=f"loss {step.loss:.2f}, {step.tokens_per_second:,.0f} tokens/s")
 
         yield show
+
+
+@contextmanager
+def _told(role: str) -> Iterator[None]:
+    """Shows how far each part of a making is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[unit]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        shown: dict[str, TaskID] = {}
+
+        def show(part: Part) -> None:
+            if part.phase not in shown:
+                shown[part.phase] = bar.add_task(part.phase, unit=part.unit)
+            bar.update(shown[part.phase], completed=part.done, total=part.total)
+
+        with listening(show):
+            yield

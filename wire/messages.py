@@ -21,7 +21,7 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def _check_names(message: Introduce | Synthesize | Score | Learn | Evaluate) -> None:
+def _check_names(message: Introduce | Synthesize | Score | Learn | Evaluate | Answer) -> None:
     """Raises ValueError for a message id or a name that could mean another place than the one it is for."""
     if not (0 < len(message.message_id) <= _LONGEST_ID and message.message_id.isprintable()):
         raise ValueError(f"message_id: found {message.message_id[:40]!r}; allowed: 1 to {_LONGEST_ID} printable characters")
@@ -209,6 +209,48 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Ask a site to answer its test questions by one method, and to say how many were right and what that took (G-Boost).
+
+    `method`: "search" or a baseline's name (clients/vault/baselines.py). `search`: settings of clients/vault/search.py `SearchConfig`.
+    `samples`: solutions that a baseline may draw. No question, no answer and no step leaves with the reply.
+    """
+
+    message_id: str
+    run: str
+    model: str  # the private SLM, as `Learn` named it
+    method: str
+    search: dict[str, float | int | str | bool | None] = field(default_factory=dict)
+    samples: int = 1
+    questions: int | None = None  # None: all of the site's test questions
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        if not 1 <= self.samples <= 4096 or not (self.questions is None or self.questions >= 1):
+            raise ValueError(f"samples: found {self.samples} (of questions {self.questions}); allowed: 1 to 4096, and 1 or more, or none")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Counts over the questions: right answers, tokens that LLM and SLMs took part in drawing, states rewarded, and how it went."""
+
+    method: str
+    right: int
+    total: int
+    llm_tokens: int
+    slm_tokens: int
+    reward_calls: int
+    seconds: float  # of the whole batch
+    unanswered: int = 0  # no number or choice in what was written
+    degraded: int = 0  # steps that the private SLM wrote because the LLM did not
+    bad_rewards: int = 0  # rewards that were no probabilities, taken as 0
+    requests: int = 0  # to a remote LLM
+    private_steps: int = 0  # of the steps of the answers, who wrote them
+    collaborative_steps: int = 0
+
+
+@dataclass(frozen=True)
 class Refused:
     """A vault's no, with the reason in a sentence that a person can act on."""
 
@@ -216,5 +258,5 @@ class Refused:
     kind: str = "policy"  # "policy", "budget", "ledger", "data", "request" or "error"
 
 
-Asked = Introduce | Synthesize | Score | Learn | Evaluate
-Answered = Introduced | Synthesized | Scored | Learned | Evaluated | Refused
+Asked = Introduce | Synthesize | Score | Learn | Evaluate | Answer
+Replied = Introduced | Synthesized | Scored | Learned | Evaluated | Answered | Refused

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
+from clients.vault.answers import AnswersConfig
 from clients.vault.feedback import ScorerEmbedding
 from clients.vault.policy import Policy
 from conf.check import Section, check
 from lm.classify import SLMConfig
 from lm.dpsgd import DPConfig
-from tasks.config import TaskConfig
+from tasks.questions import AnyTask
 
 
 class GeneratorConfig(DPConfig):
@@ -67,15 +68,16 @@ class SiteConfig:
 
     client: str
     folder: Path
-    task: TaskConfig
+    task: AnyTask
     slm: SLMConfig
-    generator: GeneratorConfig
+    generator: GeneratorConfig | None  # None: of a site with questions
     policy: Policy
     seed: int
     seeded_noise: bool = False
     scorer_embedding: ScorerEmbedding = "auto"
     counterfactual_baselines: bool = False
     pooled: bool = False
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
     pooled_folder: Path | None = None  # a simulation's: where the pooled bound's models are, to be measured at every site
 
 

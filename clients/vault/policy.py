@@ -130,8 +130,13 @@ def check_rows(data: LabelledTexts, labels: int) -> None:
 def check_evaluate(policy: Policy, request: Evaluate, made: int = 0) -> None:
     """Raises PolicyError where test counts do not leave, or not after the `made` measurements there were."""
     _check_method(policy, "evaluate")
+    check_measurement(policy, f"test counts of model {request.model!r}", made)
+
+
+def check_measurement(policy: Policy, what: str, made: int) -> None:
+    """Raises PolicyError where counts do not leave, or not after the `made` measurements there were."""
     if not policy.share_metrics:
-        raise PolicyError(f"test counts of model {request.model!r} do not leave this site: share_metrics is false in its policy")
+        raise PolicyError(f"{what} do not leave this site: share_metrics is false in its policy")
     if made >= policy.maximum_measurements:
         most = policy.maximum_measurements
         raise PolicyError(f"{made} measurements left this site; allowed: at most {most} (maximum_measurements in its policy)")

@@ -36,15 +36,18 @@ PRIVATE, COLLABORATIVE = "private", "collaborative"
 class SearchConfig(Section):
     """All values are our choice [O]; the paper gives none.
 
-    `modes`: which modes write the children of a node: `children` of each, or twice as many of one, or each by the toss of a coin. The
-    budgets are for one question: `iterations` (leaves expanded), `steps` (steps written), `llm_token_budget` (tokens that the LLM takes
-    part in drawing), `seconds` (wall time of the call); None is no limit. `parallel`: leaves expanded in one round.
+    `fusion`: how the collaborative mode draws a token: "proxy", softmax(z_L + alpha * (z_M+ - z_M-)), or "average", the mean of the
+    logits of the LLM and the private SLM. `modes`: which modes write the children of a node: `children` of each, or twice as many of
+    one, or each by the toss of a coin. The budgets are for one question: `iterations` (leaves expanded), `steps` (steps written),
+    `llm_token_budget` (tokens that the LLM takes part in drawing), `seconds` (wall time of the call); None is no limit. `parallel`:
+    leaves expanded in one round.
     `widen`: when every path is at its end and budget is left, the nodes of the best one get further children, until that brings none.
     `solution_tokens`: the longest whole solution of a baseline; of a search the depth is limited, to `max_steps`.
     """
 
     alpha: float = 1.0
-    exploration: float = pydantic.Field(1.0, ge=0)
+    fusion: Literal["proxy", "average"] = "proxy"
+    exploration: float = pydantic.Field(0.2, ge=0)
     children: int = pydantic.Field(2, ge=1)
     iterations: int = pydantic.Field(24, ge=1)
     step_tokens: int = pydantic.Field(128, ge=1)

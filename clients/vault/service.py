@@ -16,15 +16,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from clients.vault.asking import ask
+from clients.vault.answers import AnswersConfig
+from clients.vault.asking import AnyVault, ask
 from clients.vault.config import GeneratorConfig, SiteConfig
 from clients.vault.policy import Policy
-from clients.vault.vault import Vault
 from conf.check import ConfigError, Section, check
 from lm.classify import SLMConfig
 from lm.load import check_model_folder
-from tasks.config import TaskConfig
-from tasks.load import check_data, client_names
+from tasks.load import check_data
+from tasks.questions import QuestionsConfig, check_task, load_questions, names_of
 from wire.body import from_body, to_body
 from wire.codec import LARGEST, WireError
 from wire.messages import Refused
@@ -42,7 +42,8 @@ class SiteFile(Section):
     group_may_connect: bool = False  # the courier runs under another user of the site's group
     task: Mapping[str, Any]
     slm: Mapping[str, Any]
-    generator: Mapping[str, Any]
+    generator: Mapping[str, Any] | None = None  # of a classification task
+    answers: Mapping[str, Any] = {}  # of a task of questions
     policy: Mapping[str, Any] = {}
     seed: int = 0  # of the split into training, validation and test rows
 
@@ -58,18 +59,25 @@ def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
             f"{file}: found {type(values).__name__}; allowed: a mapping with client, folder, socket, task, slm, generator, policy"
         )
     site = check(SiteFile, values, str(file))
-    task = check(TaskConfig, site.task, "task")
-    if site.client not in client_names(task):
-        raise ConfigError(f"client: found {site.client!r}; the task's data has {', '.join(client_names(task))}")
-    slm, generator = check(SLMConfig, site.slm, "slm"), check(GeneratorConfig, site.generator, "generator")
-    check_model_folder(slm.path, "slm.path")
+    task = check_task(site.task)
+    if site.client not in names_of(task):
+        raise ConfigError(f"client: found {site.client!r}; the task's data has {', '.join(names_of(task))}")
+    slm, policy = check(SLMConfig, site.slm, "slm"), check(Policy, site.policy, "policy")
+    check_model_folder(slm.path, "slm.path", causal=isinstance(task, QuestionsConfig))
+    folder = Path(site.folder).expanduser()
+    if isinstance(task, QuestionsConfig):
+        load_questions(task, site.client, site.seed)
+        answers = check(AnswersConfig, dict(site.answers), "answers")
+        return site, SiteConfig(site.client, folder, task, slm, None, policy, site.seed, answers=answers)
+    if site.generator is None:
+        raise ConfigError("generator: missing; needed for a task of kind classification: path, and how it is trained")
+    generator = check(GeneratorConfig, site.generator, "generator")
     check_model_folder(generator.path, "generator.path", causal=True)
     check_data(task, site.seed, logical_batch=generator.logical_batch)
-    policy = check(Policy, site.policy, "policy")
-    return site, SiteConfig(site.client, Path(site.folder).expanduser(), task, slm, generator, policy, site.seed)
+    return site, SiteConfig(site.client, folder, task, slm, generator, policy, site.seed)
 
 
-def build_service(vault: Vault) -> FastAPI:
+def build_service(vault: AnyVault) -> FastAPI:
     """POST /v1/messages answers one message; GET /health says whether the vault is at work. One message at a time."""
     service, busy = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), threading.Lock()
 

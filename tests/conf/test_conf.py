@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 import conf
+from clients.vault.answers import AnswersConfig
 from clients.vault.config import GeneratorConfig, PrivacyConfig
 from clients.vault.policy import Policy
 from conf.check import ConfigError, Section, check
@@ -19,10 +20,12 @@ from server.llm.config import LLMConfig
 from server.write import WriteConfig
 from strategies.config import FDKTConfig
 from tasks.config import TaskConfig
+from tasks.questions import check_task
 
 SECTIONS = {
     "strategy": FDKTConfig,
     "task": TaskConfig,
+    "answers": AnswersConfig,
     "llm": LLMConfig,
     "slm": SLMConfig,
     "generator": GeneratorConfig,
@@ -35,10 +38,14 @@ NEEDED = {"llm": ["llm.path=x", "llm.model=m", "llm.script=s.yaml"], "task": ["t
 @pytest.mark.parametrize(("group", "choice"), list(itertools.chain.from_iterable([(g, c) for c in conf.choices(g)] for g in SECTIONS)))
 def test_every_choice_is_valid(group, choice):
     missing = [entry for entry in NEEDED.get(group, []) if choice in ("files", "hub", "transformers", "openai", "scripted")]
+    if choice == "questions":
+        missing = ["task.path={a: x}"]
     plain = [entry if conf_has(group, choice, entry) else f"+{entry}" for entry in missing]
     config = conf.compose([f"{group}={choice}", *plain])
     if group == "strategy":
         assert strategy_settings(config)[0].name == choice  # with the server's sections inside
+    elif group == "task":
+        assert check_task(config["task"])
     else:
         check(SECTIONS[group], config[group], group)
 
@@ -49,7 +56,7 @@ def conf_has(group, choice, entry):
     return entry.split("=")[0].split(".")[1] in OmegaConf.load(conf.FOLDER / group / f"{choice}.yaml")
 
 
-@pytest.mark.parametrize("group", ["strategy", "slm", "generator", "privacy", "federation", "task"])
+@pytest.mark.parametrize("group", ["strategy", "slm", "generator", "privacy", "federation", "task", "answers"])
 def test_the_default_choice_lists_every_key(group):
     values = conf.compose(["task=files"])[group]
     assert set(values) == set(SECTIONS[group].model_fields)

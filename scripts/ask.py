@@ -1,0 +1,85 @@
+"""`fedduet ask`: one question to a site, answered by its private SLM and the general LLM together; who wrote each step, and its reward."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from clients.simulated import simulated_site, site_folder
+from clients.vault.answers import SEARCH
+from clients.vault.baselines import BASELINES
+from clients.vault.config import SiteConfig
+from clients.vault.policy import PolicyError
+from clients.vault.reasoning import ReasoningVault
+from clients.vault.search import SearchConfig
+from clients.vault.service import read_site
+from clients.vault.solution import Solution
+from conf.check import ConfigError, check, nearest
+from strategies.gboost import MODEL
+from tasks.questions import QuestionsConfig, check_task, names_of
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the answer, the steps, which mode wrote each, and its reward; 2 for what cannot be asked."""
+    parser = argparse.ArgumentParser(prog="fedduet ask", description=__doc__)
+    parser.add_argument("run", help="folder of a finished G-Boost run; with --vault the id of a run that tuned an SLM there")
+    parser.add_argument("question")
+    parser.add_argument("--client", help="the simulated site that is asked")
+    parser.add_argument("--vault", type=Path, help="a real site's YAML file: the question is asked here, through no server")
+    parser.add_argument("--method", default=SEARCH, help=f"search, or a baseline such as slm, llm, proxy_tuning (of {len(BASELINES)})")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=int, help="tokens that the LLM may take part in drawing")
+    given = parser.parse_args(list(argv))
+    try:
+        site, run, search = _site(given.run, given.client, given.vault)
+        if given.budget is not None:
+            search = check(SearchConfig, search.model_dump() | {"llm_token_budget": given.budget}, "--budget")
+        solution = ReasoningVault(site).solve(run, given.model, given.question, search, given.seed, given.method)
+    except (ConfigError, PolicyError, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    show(solution, Console())
+    return 0
+
+
+def show(solution: Solution, console: Console) -> None:
+    """The answer first, then how it came about."""
+    console.print(f"answer: {solution.answer if solution.answer is not None else 'none: no number or choice in what was written'}")
+    table = Table("step", "written by", "reward")
+    for step in solution.steps:
+        mode = f"{step.mode} (the LLM failed)" if step.degraded else step.mode
+        table.add_row(step.text, mode, "" if step.reward is None else f"{step.reward:.3f}")
+    console.print(table)
+    costs = solution.costs
+    console.print(
+        f"{costs.llm_tokens} LLM tokens, {costs.slm_tokens} SLM tokens, {costs.reward_calls} rewards, {solution.seconds:.2f} s; "
+        f"{len(solution.nodes)} nodes, stopped: {solution.stopped}",
+        highlight=False,
+    )
+
+
+def _site(run: str, client: str | None, vault: Path | None) -> tuple[SiteConfig, str, SearchConfig]:
+    """The site that is asked, the id of the run that tuned its SLM, and the settings of the search."""
+    if vault:
+        return read_site(vault)[1], run, SearchConfig()
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file() or not (folder / "run_id").is_file():
+        raise ConfigError(f"{folder} is no run folder; give that of a finished G-Boost run, or --vault site.yaml")
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    task = check_task(config["task"])
+    if not isinstance(task, QuestionsConfig):
+        raise ConfigError(f"{folder} is a run of strategy {config['strategy']['name']}; only G-Boost answers questions")
+    names = names_of(task)
+    if client not in names:
+        raise ConfigError(f"--client: found {client!r}; {nearest(str(client), list(names))}")
+    sites = Path(config["federation"]["state_folder"] or folder / "sites")
+    sites = sites if sites.is_dir() else folder / "sites"
+    search = check(SearchConfig, config["strategy"]["search"], "strategy.search")
+    return simulated_site(config, client, sites / site_folder(client), sites), (folder / "run_id").read_text().strip(), search
