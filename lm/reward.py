@@ -28,7 +28,7 @@ class RewardConfig(Section):
     """Which reward model, and in which form it wants solutions.
 
     `steps`: a token classifier of two classes, read at the last token of each step, as TRL's PRMTrainer and `fedduet-train-reward` make
-    them. `likelihood`: the least likely token of the step under a causal LM, turned into a probability by what `fedduet-train-reward`
+    them. `likelihood`: the least likely token of the steps under a causal LM, turned into a probability by what `fedduet-train-reward`
     fitted to labelled steps (`likelihood.json` beside the weights): for models too small to learn a head [O]. `qwen`:
     Qwen2.5-Math-PRM (Zhang et al. 2025): "<extra_0>" after each step, a head of two layers. `math_shepherd` (Wang et al. 2024): a causal
     LM that says `good` or `bad` at the `tag` after each step.
@@ -144,10 +144,13 @@ class StepRewards:
 
 
 def lowest_likelihoods(model: Any, tokenizer: Any, states: Sequence[State], word: Word, batch_size: int) -> np.ndarray:
-    """[states] log-probability of the least likely token of each last step (its end not among them) under a causal LM."""
+    """[states] log-probability of the least likely token of all steps so far (the last one's end not among them) under a causal LM.
+
+    Of all steps: what follows a wrong one is wrong too, as in the labels, however well it follows.
+    """
     rows = []
     for question, steps in states:
-        whole, before = _ids(tokenizer, word(question, steps).rstrip("\n")), _ids(tokenizer, word(question, steps[:-1]))
+        whole, before = _ids(tokenizer, word(question, steps).rstrip("\n")), _ids(tokenizer, word(question, ()))
         context = next((place for place, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before))
         rows.append(Encoded(tuple(whole), min(context, len(whole) - 1)))
     found = np.zeros(len(rows))

@@ -54,6 +54,7 @@ class RewardRecipe:
     questions: int = 400
     solutions: int = 2  # of each writer
     completions: int = 2
+    form: str = "likelihood of all steps"
 
 
 RECIPES: dict[str, ArithmeticRecipe] = {
@@ -65,8 +66,10 @@ ROLES = (*RECIPES, "arithmetic-reward")
 
 
 def digest(role: str) -> str:
-    """Of all recipes and the text that models are trained on."""
-    described = [role, {name: asdict(recipe) for name, recipe in RECIPES.items()}, asdict(REWARD), public_documents(20, 0)]
+    """Of the recipe, those of what it is made from, and the text that models are trained on."""
+    made_from = RECIPES if role not in RECIPES else {role: RECIPES[role]}
+    described = [role, {name: asdict(recipe) for name, recipe in made_from.items()}, public_documents(20, 0)]
+    described += [asdict(REWARD)] if role not in RECIPES else []
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
 
