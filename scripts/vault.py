@@ -18,6 +18,7 @@ prepare()
 from rich.console import Console  # noqa: E402  (the environment must be set before torch is imported)
 from rich.table import Table  # noqa: E402
 
+from clients.vault.approvals import Approvals  # noqa: E402
 from clients.vault.config import SiteConfig  # noqa: E402
 from clients.vault.ledger import Ledger  # noqa: E402
 from clients.vault.policy import delta_for  # noqa: E402
@@ -29,16 +30,20 @@ from tasks.questions import QuestionsConfig, load_questions  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
-    """`fedduet-vault [serve|status|releases] --config site.yaml`; 2 for input that cannot work."""
+    """`fedduet-vault [serve|status|releases|approve] --config site.yaml`; 2 for input that cannot work."""
     parser = argparse.ArgumentParser(prog="fedduet-vault", description=__doc__)
-    parser.add_argument("command", nargs="?", default="serve", choices=("serve", "status", "releases"))
+    parser.add_argument("command", nargs="?", default="serve", choices=("serve", "status", "releases", "approve"))
+    parser.add_argument("names", nargs="*", help="of approve: which releases; none: list what waits, with the very texts")
     parser.add_argument("--config", type=Path, required=True, help="the site's YAML file; docs/real-sites.md has one")
+    parser.add_argument("--deny", action="store_true", help="of approve: deny these releases, for good")
     parser.add_argument("--json", action="store_true", help="of status: for programs")
-    given = parser.parse_args(list(argv))
+    given = parser.parse_intermixed_args(list(argv))
     try:
         site, config = read_site(given.config)
         if given.command == "serve":
             return serve(site, config)
+        if given.command == "approve":
+            return approve(config, given.names, given.deny)
         return status(config, given.json) if given.command == "status" else releases(config)
     except ConfigError as problem:
         print(f"error: {problem}", file=sys.stderr)
@@ -115,7 +120,11 @@ def releases(config: SiteConfig) -> int:
     if isinstance(config.task, QuestionsConfig):
         return 0  # texts and scores never leave it
     task = build_task(config.task)
-    for answer in Releases(config.folder / "releases").all():
+    kept = Releases(config.folder / "releases")
+    withheld = [kept.find(one.message_id) for one in Approvals(config.folder / "approvals").all() if not one.decided]
+    for answer in kept.all():
+        if answer in withheld:
+            continue
         receipt = answer.receipt
         epsilon = receipt.epsilon if math.isfinite(receipt.epsilon) else None
         head = {"kind": type(answer).__name__, "mechanism": receipt.mechanism, "epsilon": epsilon}
@@ -124,6 +133,24 @@ def releases(config: SiteConfig) -> int:
                 print(json.dumps(head | {"label": task.labels[label], "text": text}, ensure_ascii=False))
         else:
             print(json.dumps(head | {"scores": answer.scores}))
+    return 0
+
+
+def approve(config: SiteConfig, names: Sequence[str], deny: bool) -> int:
+    """Decide on releases that wait; without names list them, each with the texts or scores that would leave."""
+    approvals = Approvals(config.folder / "approvals")
+    if names:
+        for name in names:
+            print(f"{'denied' if deny else 'approved'}: {approvals.decide(name, not deny).what}")
+        return 0
+    kept = Releases(config.folder / "releases")
+    waiting = [one for one in approvals.all() if one.decided is None]
+    for one in waiting:
+        print(f"{one.name}: {one.what}")
+        answer = kept.find(one.message_id)
+        for text in getattr(getattr(answer, "data", None), "texts", ()):
+            print(f"    {text}")
+    print(f"{len(waiting)} waiting" + ("; fedduet-vault approve --config FILE NAME [--deny]" if waiting else ""))
     return 0
 
 

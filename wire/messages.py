@@ -255,7 +255,7 @@ class Refused:
     """A vault's no, with the reason in a sentence that a person can act on."""
 
     reason: str
-    kind: str = "policy"  # "policy", "budget", "ledger", "data", "request" or "error"
+    kind: str = "policy"  # "policy", "budget", "ledger", "data", "request", "waiting" (for a person's approval) or "error"
 
 
 Asked = Introduce | Synthesize | Score | Learn | Evaluate | Answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clients.vault.approvals import Approvals
 from clients.vault.config import SiteConfig
 from clients.vault.reasoning import ReasoningVault
 from clients.vault.vault import Vault
@@ -12,6 +13,7 @@ from wire.codec import Arrays
 from wire.messages import Answer, Evaluate, Introduce, Learn, Refused, Score, Synthesize
 
 AnyVault = Vault | ReasoningVault
+RELEASED = {Synthesize: "texts", Score: "scores", Learn: "weight arrays"}
 METHODS = {Introduce: "introduce", Synthesize: "synthesize", Score: "score", Learn: "learn", Evaluate: "evaluate", Answer: "answer"}
 
 
@@ -28,4 +30,19 @@ def ask(vault: AnyVault, request: Any, arrays: Arrays | None = None) -> tuple[An
         return Refused(f"{type(request).__name__} is not a request for a task of kind {vault.config.task.kind}", "request"), None
     if name == "introduce":
         return method(), None
-    return method(request, arrays or {}) if name == "learn" else (method(request), None)
+    answer, returned = method(request, arrays or {}) if name == "learn" else (method(request), None)
+    return _approved(vault, request, answer, returned)
+
+
+def _approved(vault: AnyVault, request: Any, answer: Any, returned: Arrays | None) -> tuple[Any, Arrays | None]:
+    """The answer, unless it is a release and the site's policy has a person approve these: then only after that."""
+    policy, receipt = vault.config.policy, getattr(answer, "receipt", None)
+    if policy.approval == "never" or receipt is None:
+        return answer, returned
+    what = f"{receipt.released} {RELEASED[type(request)]} to run {request.run}, {receipt.mechanism}, epsilon {receipt.epsilon:.3g}"
+    decided = Approvals(vault.config.folder / "approvals").wait(request.message_id, what, policy.approval_seconds)
+    if decided:
+        return answer, returned
+    if decided is None:
+        return Refused(f"this release waits for a person at the site ({what}); ask again later", "waiting"), None
+    return Refused(f"a person at the site denied this release ({what})", "policy"), None

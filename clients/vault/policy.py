@@ -44,6 +44,8 @@ class Policy(Section):
     share_scores: Literal["never", "private", "any"] = "never"  # "private": only votes or gaussian; "any": also without a guarantee
     share_questions: Literal["never", "gateway_only"] = "never"
     allow_unprotected: bool = False  # releases without any guarantee
+    approval: Literal["never", "each"] = "never"  # each: texts, scores and weights wait for `fedduet-vault approve`
+    approval_seconds: float = pydantic.Field(600.0, ge=0)  # that a request waits for it before it is told to come again
 
     @pydantic.field_validator("epsilon_per_run", "epsilon_total")
     @classmethod

@@ -19,6 +19,7 @@ import yaml
 
 import conf
 from clients.app import app
+from clients.vault.approvals import Approvals
 from clients.vault.ledger import Ledger
 from clients.vault.remote_vault import ask_remote
 from clients.vault.service import build_service, listen, read_site
@@ -163,6 +164,35 @@ def test_malformed_bodies_get_an_error_and_the_vault_goes_on(serving):
         assert codes <= {200, 400}
         assert client.get("/health").json() == {"client": "coffee", "busy": False}
         assert client.get("/v1/messages").status_code == 405 and client.get("/docs").status_code == 404
+
+
+def test_a_release_waits_for_a_person_and_a_denial_stays(serving, tmp_path, capsys):
+    url, file = serving(approval="each", approval_seconds=0.0), str(tmp_path / "site.yaml")
+    waiting, _ = ask_remote(url, synthesize())
+    assert isinstance(waiting, Refused) and waiting.kind == "waiting" and "texts to run run, dp-sgd, epsilon" in waiting.reason
+    assert isinstance(ask_remote(url, Learn("l", "run", "local"))[0], Learned)  # no release
+    capsys.readouterr()
+    assert main(["releases", "--config", file]) == 0 and capsys.readouterr().out == ""
+    assert main(["approve", "--config", file]) == 0
+    name, *texts = capsys.readouterr().out.splitlines()
+    name = name.partition(":")[0]
+    assert main(["approve", "--config", file, "nothing"]) == 2 and f"waiting: {name}" in capsys.readouterr().err
+    assert main(["approve", "--config", file, name]) == 0 and "approved" in capsys.readouterr().out
+    answer, _ = ask_remote(url, synthesize())
+    assert isinstance(answer, Synthesized) and [f"    {text}" for text in answer.data.texts] == texts[:-1]
+    assert len(Ledger(tmp_path / "state" / "ledger.jsonl", 8.0, 1e-5).entries()) == 1
+    assert main(["approve", "--config", file, "--deny", name]) == 2 and "a decision stays" in capsys.readouterr().err
+
+    other = synthesize(id="second", round=1, rounds=2)
+    assert ask_remote(url, other)[0].kind in ("waiting", "budget")
+
+
+def test_a_request_waits_for_an_approval_and_takes_a_denial(tmp_path):
+    approvals = Approvals(tmp_path)
+    deciding = threading.Timer(0.3, lambda: approvals.decide(approvals.name("m"), False))
+    deciding.start()
+    assert approvals.wait("m", "texts", 20.0) is False and approvals.wait("m", "texts", 0.0) is False
+    assert approvals.wait("n", "texts", 0.0) is None and [one.decided for one in approvals.all()] == [False, None]
 
 
 def test_bodies_come_back_and_pickles_do_not_open():

@@ -184,8 +184,8 @@ def test_bad_input_is_refused(bert, tokenizer):
         train_classifier(model.requires_grad_(False), tokenizer, good, NOTHING, config)
 
 
-def test_schedule_rises_and_falls():
-    rates = [classify._schedule(step, 10, 0.2) for step in range(10)]
+def testschedule_rises_and_falls():
+    rates = [classify.schedule(step, 10, 0.2) for step in range(10)]
     assert rates[:2] == [0.5, 1.0] and rates == [0.5, *sorted(rates[1:], reverse=True)] and 0 < rates[-1] < 0.15
 
 

@@ -11,16 +11,21 @@ from omegaconf import OmegaConf
 from conf.check import ConfigError, check
 from tasks.config import TaskConfig
 from tasks.load import build_task, check_data, client_names
+from tasks.questions import check_task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DATA = CONF.parents[1] / "shared" / "data"
-NEEDED = {"files": ["task.path=F", "task.labels={0: no, 1: yes}"], "hub": ["task.dataset=D", "task.labels={0: no, 1: yes}"]}
+NEEDED = {
+    "questions": ["task.path={a: x}"],
+    "files": ["task.path=F", "task.labels={0: no, 1: yes}"],
+    "hub": ["task.dataset=D", "task.labels={0: no, 1: yes}"],
+}
 
 
 def composed(name: str, *overrides: str) -> TaskConfig:
     with initialize_config_dir(str(CONF), version_base=None):
         found = compose(f"task/{name}", overrides=list(overrides))
-    return check(TaskConfig, OmegaConf.to_container(found.task, resolve=True), "task")
+    return check_task(OmegaConf.to_container(found.task, resolve=True))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "task").glob("*.yaml")))
