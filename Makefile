@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= passive
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 68719476736
 
-.PHONY: install demo test check lint clean
+.PHONY: install demo deploy-demo test check lint clean
 
 install: .venv/.installed
 
@@ -24,6 +24,9 @@ demo: install  ## FDKT on the built-in world
 
 test: install  ## the whole suite
 	$(BIN)/python -m pytest
+
+deploy-demo: install  ## a federation of real processes on this machine, with TLS, node keys and vaults
+	$(BIN)/python -m scripts.deploy.demo
 
 lint: install
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ class SiteFile(Section):
     answers: Mapping[str, Any] = {}  # of a task of questions
     policy: Mapping[str, Any] = {}
     seed: int = 0  # of the split into training, validation and test rows
+    seeded_noise: bool = False  # true: reproducible noise, to compare runs in tests; releases are then NOT private and say so
 
 
 def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
@@ -74,7 +75,7 @@ def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
     generator = check(GeneratorConfig, site.generator, "generator")
     check_model_folder(generator.path, "generator.path", causal=True)
     check_data(task, site.seed, logical_batch=generator.logical_batch)
-    return site, SiteConfig(site.client, folder, task, slm, generator, policy, site.seed)
+    return site, SiteConfig(site.client, folder, task, slm, generator, policy, site.seed, site.seeded_noise)
 
 
 def build_service(vault: AnyVault) -> FastAPI:

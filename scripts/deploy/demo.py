@@ -1,0 +1,302 @@
+"""`make deploy-demo`: a federation of real processes on one machine: SuperLink with TLS and node keys, SuperNodes, vaults, two runs.
+
+Everything is started by this script and stopped by process id. It ends with 0 only when both runs completed, the same texts left
+the vaults as in a run in process, and a node with an unregistered key and one without TLS were turned away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.environment import SETTINGS, prepare
+
+os.environ["OMP_NUM_THREADS"] = "1"  # everywhere the same: sums of floats depend on the number of threads
+prepare()
+
+import yaml  # noqa: E402
+
+import conf  # noqa: E402
+from scripts.deploy.keys import make_keys  # noqa: E402
+
+SITES = ("coffee", "laptops", "tents")
+REPOSITORY = conf.FOLDER.parent
+BIN = Path(sys.executable).parent
+SMALL = [
+    "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
+    "strategy.demonstrations_per_label=8",
+    "strategy.augment.per_label=24",
+]
+CROSSLM = [
+    "strategy=crosslm", "strategy.rounds=1", "strategy.per_label=8", "strategy.llm_test_rows=50", "privacy.feedback=votes",
+    "strategy.baselines={zero_shot: false, filtered: false, llm_unfiltered: false, llm_pooled: false, fedavg: false, pooled: false}",
+]  # fmt: skip
+
+
+class Stopped(RuntimeError):
+    """What the demo found wrong, in a sentence."""
+
+
+class Processes:
+    """What was started, each with its log; ended by process id."""
+
+    def __init__(self, folder: Path, flwr_home: Path) -> None:
+        self._logs, self._home, self._running = folder, flwr_home, {}
+        self._logs.mkdir(parents=True, exist_ok=True)
+
+    def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start `command`; its output goes to NAME.log."""
+        home = self._home / name
+        home.mkdir(parents=True, exist_ok=True)
+        log = (self._logs / f"{name}.log").open("ab")
+        env = os.environ | SETTINGS | {"FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        process = subprocess.Popen(list(command), stdout=log, stderr=log, env=env, cwd=REPOSITORY, start_new_session=True)
+        self._running[name] = process
+        return process
+
+    def alive(self) -> None:
+        """Raises Stopped for a process that ended by itself."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                raise Stopped(f"{name} ended with {process.returncode}; see {self._logs}/{name}.log")
+
+    def stop(self, name: str) -> None:
+        """End one process and what it started."""
+        process = self._running.pop(name)
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, sign)
+                try:
+                    process.wait(timeout=15)
+                except subprocess.TimeoutExpired:
+                    continue
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+
+    def stop_all(self) -> None:
+        """The last started first."""
+        for name in list(self._running)[::-1]:
+            self.stop(name)
+
+
+class Federation:
+    """The processes of one deployment under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.keys, self.port = folder, folder / "keys", free_port()
+        self.short = Path(tempfile.mkdtemp(prefix="fedduet-"))  # sockets have short paths
+        self.processes = Processes(folder / "logs", folder / "flwr")
+
+    def __enter__(self) -> Federation:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.processes.stop_all()
+        shutil.rmtree(self.short, ignore_errors=True)
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Keys, data, vaults, SuperLink, registered SuperNodes."""
+        make_keys(self.keys, ["127.0.0.1", "localhost"], [*SITES, "stranger"])
+        for site in SITES:
+            file = self.folder / "sites" / site / "site.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.write_text(yaml.safe_dump(site_file(config, site, file.parent, self.socket(site))))
+            self.processes.start(f"vault-{site}", [str(BIN / "fedduet-vault"), "--config", str(file)])
+        for site in SITES:
+            self.wait(lambda site=site: self.socket(site).exists(), f"the vault of {site}", 90)
+        tls = [
+            "--ssl-ca-certfile",
+            f"{self.keys}/ca.crt",
+            "--ssl-certfile",
+            f"{self.keys}/server.pem",
+            "--ssl-keyfile",
+            f"{self.keys}/server.key",
+        ]
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--database", f"{self.folder}/superlink.db"]
+        self.processes.start("superlink", [str(BIN / "flower-superlink"), *tls, *where, "--enable-supernode-auth"])
+        self.wait(lambda: listening(self.port), "the SuperLink", 60)
+        home = self.folder / "flwr" / "cli"
+        home.mkdir(parents=True, exist_ok=True)
+        link = {"address": f"127.0.0.1:{self.port}", "root-certificates": f"{self.keys}/ca.crt"}
+        lines = ["[superlink]", 'default = "demo"', "[superlink.demo]", *(f'{key} = "{value}"' for key, value in link.items())]
+        (home / "config.toml").write_text("\n".join(lines) + "\n")
+        for site in SITES:
+            self.flwr("supernode", "register", f"{self.keys}/{site}.pub", "demo", "--name", site)
+            self.processes.start(f"supernode-{site}", self.supernode(site, ["--root-certificates", f"{self.keys}/ca.crt"]))
+
+    def socket(self, site: str) -> Path:
+        """Of a site's vault."""
+        return self.short / site / "vault.sock"
+
+    def supernode(self, site: str, trust: Sequence[str]) -> list[str]:
+        """The command of a SuperNode whose courier knows the site's vault."""
+        node = f"vault='unix://{self.socket(site)}'"
+        keys = ["--auth-supernode-private-key", f"{self.keys}/{site}"]
+        return [
+            str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{self.port}", *trust, *keys, "--node-config", node,
+            "--host", "127.0.0.1", "--port", str(free_port()),
+        ]  # fmt: skip
+
+    def flwr(self, *arguments: str) -> Any:
+        """What a `flwr` command prints as JSON. Raises Stopped when it fails."""
+        env = os.environ | SETTINGS | {"FLWR_HOME": str(self.folder / "flwr" / "cli"), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        command = [str(BIN / "flwr"), *arguments, "--format", "json"]
+        done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False)
+        place = done.stdout.find("{")
+        if done.returncode or place < 0:
+            raise Stopped(f"flwr {' '.join(arguments[:2])} failed: {(done.stdout + done.stderr).strip()[-400:]}")
+        return json.loads(done.stdout[place:])
+
+    def run(self, config: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Submit a run, wait for its end, and return its summary. Raises Stopped when it did not complete."""
+        file = self.folder / "run-config.toml"
+        file.write_text(f"config = {json.dumps(conf.dump(config))}\n")
+        began = time.monotonic()
+        submitted = self.flwr("run", str(REPOSITORY), "demo", "--run-config", str(file))
+        run_id, status = str(submitted.get("run-id") or submitted.get("run_id")), ""
+        while time.monotonic() - began < seconds:
+            self.processes.alive()
+            found = self.flwr("ls", "demo", "--run-id", run_id)
+            status = str(found["runs"][0]["status"])
+            if status.startswith("finished"):
+                break
+            time.sleep(2)
+        summary = Path(config["run"]["folder"]) / "summary.json"
+        if status != "finished:completed" or not summary.is_file():
+            raise Stopped(f"run {run_id} is {status!r} after {time.monotonic() - began:.0f} s; see {self.folder}/logs/superlink.log")
+        return json.loads(summary.read_text())
+
+    def turned_away(self, name: str, command: Sequence[str]) -> None:
+        """Raises Stopped when a node that must not get in stays connected."""
+        process = self.processes.start(name, command)
+        deadline = time.monotonic() + 40
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        online = [node for node in self.flwr("supernode", "ls", "demo").get("nodes", []) if node.get("status") == "online"]
+        ended = process.poll()
+        self.processes.stop(name)
+        if len(online) != len(SITES) or ended == 0:
+            raise Stopped(f"{name} was not turned away: {len(online)} nodes are online, exit {ended}")
+
+    def wait(self, ready: Any, what: str, seconds: float) -> None:
+        """Until `ready()`. Raises Stopped."""
+        deadline = time.monotonic() + seconds
+        while not ready():
+            self.processes.alive()
+            if time.monotonic() > deadline:
+                raise Stopped(f"{what} did not come up within {seconds:g} s; see {self.folder}/logs")
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def write_data(folder: Path) -> dict[str, str]:
+    """A private CSV for each site, from the built-in world."""
+    from tasks.world import LABELS, world_records
+
+    files = {}
+    for site in SITES:
+        file = folder / f"{site}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.writer(out)
+            writer.writerow(["text", "label"])
+            writer.writerows([record.text, LABELS[record.label]] for record in world_records(site, 150, f"deploy/{site}"))
+        files[site] = str(file)
+    return files
+
+
+def site_file(config: Mapping[str, Any], site: str, folder: Path, place: Path) -> dict[str, Any]:
+    """The site's own YAML: what the run assumes of sites, but written down here, by the site."""
+    from tasks.standin import resolve
+
+    policy = dict(config["privacy"]["policy"]) | {"share_scores": "private", "epsilon_total": 8.0}
+    found = {"client": site, "folder": str(folder / "state"), "socket": str(place), "task": dict(config["task"]), "policy": policy}
+    found |= {name: config[name] | {"path": resolve(config[name]["path"])} for name in ("slm", "generator")}
+    return found | {"seed": config["seed"], "seeded_noise": True}  # only so that the run can be compared with one in process
+
+
+def same_texts(one: Path, other: Path) -> bool:
+    """Whether the same demonstrations left in both runs."""
+    return sorted((one / "demonstrations.jsonl").read_text().splitlines()) == sorted(
+        (other / "demonstrations.jsonl").read_text().splitlines()
+    )
+
+
+def configured(folder: Path, name: str, files: Mapping[str, str], overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a run over the sites' files."""
+    source = [
+        "task=files",
+        f"task.path={{{', '.join(f'{site}: {file}' for site, file in files.items())}}}",
+        "task.labels=[negative, positive]",
+    ]
+    source += [
+        "task.partition=files",
+        "task.rows_per_client=40",
+        "task.name=reviews",
+        "privacy.seeded_noise=true",
+        "privacy.epsilon=4",
+        f"run.folder={folder / name}",
+    ]
+    return conf.compose([*source, *overrides, "federation=inprocess", "federation.gather_timeout=120"])
+
+
+def main() -> int:
+    """0 when everything held; what did not is said."""
+    from scripts.launch import launch
+
+    folder = Path("runs/deploy-demo").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    files, began = write_data(folder / "data"), time.monotonic()
+    fdkt = configured(folder, "fdkt", files, SMALL)
+    other = configured(folder, "crosslm", files, [*CROSSLM, f"federation.state_folder={folder}/unused"])
+    print("the same run in process, to compare with", flush=True)
+    alone = launch(configured(folder, "inprocess", files, SMALL))
+    try:
+        with Federation(folder) as federation:
+            federation.start(fdkt)
+            print(f"{time.monotonic() - began:.0f} s: SuperLink, {len(SITES)} SuperNodes and {len(SITES)} vaults are up", flush=True)
+            deployed = federation.run(fdkt, 300)
+            print(f"{time.monotonic() - began:.0f} s: FDKT completed: {deployed['accuracy']}", flush=True)
+            if not same_texts(folder / "fdkt", folder / "inprocess"):
+                raise Stopped("other texts left the vaults than in the run in process")
+            if deployed["accuracy"] != alone["accuracy"]:
+                raise Stopped(f"accuracies differ from the run in process: {deployed['accuracy']}, {alone['accuracy']}")
+            steered = federation.run(other, 300)
+            print(f"{time.monotonic() - began:.0f} s: CrossLM completed: {steered['accuracy']}", flush=True)
+            trust = ["--root-certificates", f"{federation.keys}/ca.crt"]
+            federation.turned_away("supernode-stranger", federation.supernode("stranger", trust))
+            federation.turned_away("supernode-plain", federation.supernode(SITES[0], ["--insecure"]))
+            print(f"{time.monotonic() - began:.0f} s: an unregistered key and a node without TLS were turned away", flush=True)
+    except Stopped as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(f"deployed and in process gave the same texts and accuracies; logs and runs are in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
