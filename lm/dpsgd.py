@@ -14,6 +14,7 @@ import torch
 
 from conf.check import Section
 from lm.batch import by_length, encode_document
+from lm.bookkeeping import book_keeping_engine
 from lm.load import attach_lora, trainable
 from lm.per_example import ClippedSum, Engine, hooks_engine, loss_batch, vmap_engine
 from lm.precision import use_bf16
@@ -37,7 +38,7 @@ class DPConfig(Section):
     clip: float = pydantic.Field(default=1.0, gt=0)  # C, L2 over all trainable parameters of one example
     mask_control_code: bool = False  # true: the control code's own tokens carry no loss
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of forward and backward; gradients are summed in float32
-    engine: Literal["vmap", "hooks"] = "vmap"  # how per-example gradients are computed; does not change the result
+    engine: Literal["auto", "book_keeping", "vmap", "hooks"] = "auto"  # how gradients are clipped; changes the result by rounding only
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ def prepare_generator(model: Any, config: DPConfig, seed: int = 0) -> Any:
         targets = config.targets if isinstance(config.targets, str) else list(config.targets)
         return attach_lora(model, config.rank, config.alpha, targets=targets, seed=seed)
     return model.requires_grad_(True)
+
+
+def engine_for(config: DPConfig) -> Callable[[Any, bool], AbstractContextManager[Engine]]:
+    """The configured engine. "auto": vmap for LoRA, whose per-example gradients are small, and book-keeping for all weights."""
+    name = config.engine if config.engine != "auto" else ("vmap" if config.method == "lora" else "book_keeping")
+    return {"book_keeping": book_keeping_engine, "vmap": vmap_engine, "hooks": hooks_engine}[name]
 
 
 def poisson_batch(n: int, rate: float, randomness: NoiseSource) -> list[int]:
@@ -105,7 +112,7 @@ def train_generator(
     steps, rate = planned_steps(config, len(texts))
     rows = [encode_document(tokenizer, c, t, config.max_tokens) for c, t in zip(controls, texts, strict=True)]
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    engine = engine or {"vmap": vmap_engine, "hooks": hooks_engine}[config.engine]
+    engine = engine or engine_for(config)
     sizes = []
     with engine(model, use_bf16(config.precision)) as add:
         for step in range(steps):

@@ -51,11 +51,14 @@ class ClippedSum:
         self.clip = clip
         self.sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
 
+    def factors(self, norms: torch.Tensor) -> torch.Tensor:
+        """[B]: what a row of this norm is multiplied by; 0 for a norm that is not finite."""
+        return torch.where(norms.isfinite(), (self.clip / norms.clamp_min(1e-12)).clamp_max(1.0), 0.0)
+
     def add(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
         """Adds the rows of gradients [B, *shape] and returns their norms [B] before clipping; a row that is not finite adds nothing."""
         norms = torch.stack([g.float().flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
-        usable = norms.isfinite()
-        factors = torch.where(usable, (self.clip / norms.clamp_min(1e-12)).clamp_max(1.0), 0.0)
+        factors, usable = self.factors(norms), norms.isfinite()
         for name, gradient in gradients.items():
             rows = gradient.float().flatten(1)
             if not usable.all():
@@ -95,11 +98,6 @@ def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
     from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
     parameters = trainable(model)
-    model.train()  # the hooks only run in training mode
-    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout) and module.p]
-    rates = [module.p for module in dropouts]
-    for module in dropouts:
-        module.p = 0.0
 
     def add(batch: LossBatch, total: ClippedSum) -> None:
         positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape)  # GPT-2's own have batch size 1
@@ -112,7 +110,7 @@ def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
         for parameter in parameters.values():
             parameter.grad = parameter.grad_sample = None
 
-    with eager_attention(model):
+    with eager_attention(model), without_dropout(model):  # the hooks only run in training mode
         hooks = GradSampleHooks(model, loss_reduction="sum", strict=False)
         try:
             yield add
@@ -122,6 +120,24 @@ def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
                 for name in ("grad_sample", "_forward_counter"):
                     if hasattr(parameter, name):
                         delattr(parameter, name)
-            for module, rate in zip(dropouts, rates, strict=True):
-                module.p = rate
-            model.eval()
+
+
+@contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Training mode inside the `with`, in which nothing is dropped."""
+    drops = [(module, name) for module in model.modules() for name in ("p", "attention_dropout") if _drops(module, name)]
+    rates = [getattr(module, name) for module, name in drops]
+    model.train()
+    for module, name in drops:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for (module, name), rate in zip(drops, rates, strict=True):
+            setattr(module, name, rate)
+        model.eval()
+
+
+def _drops(module: nn.Module, name: str) -> bool:
+    """Whether the module's attribute is a rate of dropping."""
+    return (isinstance(module, nn.Dropout) or name != "p") and isinstance(getattr(module, name, None), float)

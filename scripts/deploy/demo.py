@@ -53,7 +53,9 @@ class Processes:
     """What was started, each with its log; ended by process id."""
 
     def __init__(self, folder: Path, flwr_home: Path) -> None:
-        self._logs, self._home, self._running = folder, flwr_home, {}
+        self._logs, self._home = folder, flwr_home
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, list[str]] = {}
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -63,8 +65,20 @@ class Processes:
         log = (self._logs / f"{name}.log").open("ab")
         env = os.environ | SETTINGS | {"FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
         process = subprocess.Popen(list(command), stdout=log, stderr=log, env=env, cwd=REPOSITORY, start_new_session=True)
-        self._running[name] = process
+        self._running[name], self._commands[name] = process, list(command)
         return process
+
+    def pid(self, name: str) -> int:
+        """Of a process that runs."""
+        return self._running[name].pid
+
+    def restart(self, name: str, pause: float) -> None:
+        """SIGKILL one process and what it started, and start it again after `pause` seconds."""
+        process = self._running.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(pause)
+        self.start(name, self._commands[name])
 
     def alive(self) -> None:
         """Raises Stopped for a process that ended by itself."""
@@ -126,7 +140,7 @@ class Federation:
         ]
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--database", f"{self.folder}/superlink.db"]
         self.processes.start("superlink", [str(BIN / "flower-superlink"), *tls, *where, "--enable-supernode-auth"])
-        self.wait(lambda: listening(self.port), "the SuperLink", 60)
+        self.wait(self.answers, "the SuperLink", 60)
         home = self.folder / "flwr" / "cli"
         home.mkdir(parents=True, exist_ok=True)
         link = {"address": f"127.0.0.1:{self.port}", "root-certificates": f"{self.keys}/ca.crt"}
@@ -159,24 +173,33 @@ class Federation:
             raise Stopped(f"flwr {' '.join(arguments[:2])} failed: {(done.stdout + done.stderr).strip()[-400:]}")
         return json.loads(done.stdout[place:])
 
-    def run(self, config: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Submit a run, wait for its end, and return its summary. Raises Stopped when it did not complete."""
+    def submit(self, config: Mapping[str, Any]) -> str:
+        """Start a run and return its id. Raises Stopped."""
         file = self.folder / "run-config.toml"
         file.write_text(f"config = {json.dumps(conf.dump(config))}\n")
-        began = time.monotonic()
         submitted = self.flwr("run", str(REPOSITORY), "demo", "--run-config", str(file))
-        run_id, status = str(submitted.get("run-id") or submitted.get("run_id")), ""
-        while time.monotonic() - began < seconds:
-            self.processes.alive()
-            found = self.flwr("ls", "demo", "--run-id", run_id)
-            status = str(found["runs"][0]["status"])
-            if status.startswith("finished"):
-                break
+        return str(submitted.get("run-id") or submitted.get("run_id"))
+
+    def ended(self, run_id: str, seconds: float) -> str:
+        """How a run ended, or what it is after `seconds`. Raises Stopped when a process ended by itself."""
+        deadline, status = time.monotonic() + seconds, ""
+        while time.monotonic() < deadline and not status.startswith("finished"):
             time.sleep(2)
-        summary = Path(config["run"]["folder"]) / "summary.json"
+            self.processes.alive()
+            status = str(self.flwr("ls", "demo", "--run-id", run_id)["runs"][0]["status"])
+        return status
+
+    def run(self, config: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Submit a run, wait for its end, and return its summary. Raises Stopped when it did not complete."""
+        run_id = self.submit(config)
+        status, summary = self.ended(run_id, seconds), Path(config["run"]["folder"]) / "summary.json"
         if status != "finished:completed" or not summary.is_file():
-            raise Stopped(f"run {run_id} is {status!r} after {time.monotonic() - began:.0f} s; see {self.folder}/logs/superlink.log")
+            raise Stopped(f"run {run_id} is {status!r}; see {self.folder}/logs/superlink.log")
         return json.loads(summary.read_text())
+
+    def answers(self) -> bool:
+        """Whether the SuperLink accepts connections."""
+        return listening(self.port)
 
     def turned_away(self, name: str, command: Sequence[str]) -> None:
         """Raises Stopped when a node that must not get in stays connected."""

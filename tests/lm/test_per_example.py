@@ -1,15 +1,16 @@
-"""Clipped sums against one backward pass per example, by both engines, with padding and micro-batches."""
+"""Clipped sums against one backward pass per example, by every engine, with padding and micro-batches."""
 
 import pytest
 import torch
 from torch.nn import functional
 
 from lm.batch import Encoded, encode_document
+from lm.bookkeeping import book_keeping_engine
 from lm.load import attach_lora, trainable
 from lm.per_example import ClippedSum, hooks_engine, loss_batch, row_losses, vmap_engine
 
 TEXTS = ["the film was nice", "a very dull book", "fine", "one two three four five six seven eight nice", "it was"]
-ENGINES = {"vmap": vmap_engine, "hooks": hooks_engine}
+ENGINES = {"vmap": vmap_engine, "hooks": hooks_engine, "book_keeping": book_keeping_engine}
 
 
 def rows_of(tokenizer):
@@ -44,7 +45,7 @@ def brute_force(model, rows, clip, learn_context):
     return total, norms
 
 
-@pytest.mark.parametrize("engine", ["vmap", "hooks"])
+@pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_clipped_sum_equals_one_backward_per_example(tokenizer, llama, gpt2, shape, method, engine):
@@ -59,11 +60,11 @@ def test_clipped_sum_equals_one_backward_per_example(tokenizer, llama, gpt2, sha
             add(loss_batch(part, tokenizer.pad_token_id, True), total)
     scale = max(float(value.abs().max()) for value in expected.values())
     for name, value in expected.items():
-        assert torch.allclose(total.sums[name].double(), value, atol=1e-4 * scale, rtol=1e-4), name
+        assert torch.allclose(total.sums[name].double(), value, atol=1e-5 * scale, rtol=1e-5), name
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("engine", ["vmap", "hooks"])
+@pytest.mark.parametrize("engine", list(ENGINES))
 def test_control_code_can_be_left_out_of_the_loss(tokenizer, llama, engine):
     model = prepared(llama(kv=2, tied=False), "full")
     rows = rows_of(tokenizer)
@@ -77,10 +78,11 @@ def test_control_code_can_be_left_out_of_the_loss(tokenizer, llama, engine):
     assert not torch.allclose(with_code[name], without[name], atol=1e-2)
 
 
-def test_a_row_never_changes_anothers_gradient(tokenizer, llama):
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_a_row_never_changes_anothers_gradient(tokenizer, llama, engine):
     model = prepared(llama(), "lora")
     first, *others = rows_of(tokenizer)
-    with vmap_engine(model, False) as add:
+    with ENGINES[engine](model, False) as add:
         alone, others_only, together = (ClippedSum(trainable(model), 0.5) for _ in range(3))
         add(loss_batch([first], 0, True), alone)
         add(loss_batch(others, 0, True), others_only)
@@ -89,10 +91,11 @@ def test_a_row_never_changes_anothers_gradient(tokenizer, llama):
         assert torch.allclose(together.sums[name] - others_only.sums[name], alone.sums[name], atol=1e-5)
 
 
-def test_sensitivity_is_the_clip(tokenizer, llama):
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_sensitivity_is_the_clip(tokenizer, llama, engine):
     """One row more moves the sum by at most C, and by exactly C when its gradient is larger."""
     model = prepared(llama(), "full")
-    with vmap_engine(model, False) as add:
+    with ENGINES[engine](model, False) as add:
         for clip in (0.01, 0.2):
             total = ClippedSum(trainable(model), clip)
             add(loss_batch(rows_of(tokenizer)[:1], 0, True), total)
@@ -126,12 +129,13 @@ def test_rows_with_nothing_to_learn_and_broken_rows_add_nothing(tokenizer, llama
     assert torch.allclose(small.sums["w"], torch.tensor([0.6 + 0.3, 0.8 + 0.4])) and float(norms[0]) == 5.0
 
 
-def test_bf16_is_close(tokenizer, llama):
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_bf16_is_close(tokenizer, llama, engine):
     model = prepared(llama(), "lora")
     sums = []
     for autocast in (False, True):
         total = ClippedSum(trainable(model), 1.0)
-        with vmap_engine(model, autocast) as add:
+        with ENGINES[engine](model, autocast) as add:
             add(loss_batch(rows_of(tokenizer), 0, True), total)
         sums.append(torch.cat([value.flatten() for value in total.sums.values()]))
     assert sums[1].dtype == torch.float32
