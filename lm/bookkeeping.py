@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -39,22 +40,49 @@ class Whole:
         total.view(-1).add_(factors @ self.gradients.flatten(1))
 
 
-@dataclass(frozen=True)
-class Product:
-    """Row i's gradient is left_i^T right_i: left [B, T, p], right [B, T, d], weight [p, d]."""
+class Seen:
+    """A layer's input [B, T, d], float32, or bf16 as the layer saw it; several layers may have seen the same."""
 
-    left: torch.Tensor
-    right: torch.Tensor
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    @cached_property
+    def pairs(self) -> torch.Tensor:
+        """[B, T, T] inner products of a row's places, each rounded to the dtype of the values."""
+        return (self.values @ self.values.transpose(1, 2)).float()
+
+
+class Product:
+    """Row i has the gradient g_i^T a_i: g [B, T, p] of the layer's output and a [B, T, d] its input; the weight is [p, d], or turned."""
+
+    def __init__(self, g: torch.Tensor, seen: Seen, turned: bool) -> None:
+        self.g, self.seen, self.turned = g, seen, turned
 
     def squared(self) -> torch.Tensor:
-        return self.inner(self)
+        """[B] squared norms without the gradients, sum((g g^T) * (a a^T)); in bf16 upper bounds of what `add` adds before its factor.
+
+        Rounding to bf16 is off by a share of at most 2^-9. Here two rounded factors are off by 2^-8 (1 + 2^-8) of the sum of absolute
+        values, and `add` rounds factor * g, which moves the gradient by at most 2^-9 |g| |a|. So no row adds more than the clip.
+        """
+        pairs = Seen(self.g).pairs
+        products = pairs * self.seen.pairs
+        squared = products.sum(dim=(1, 2)).clamp_min(0)
+        if self.g.dtype != torch.bfloat16:
+            return squared
+        squared = squared + products.abs().sum(dim=(1, 2)) * 2.0**-8 * (1 + 2.0**-8)
+        sizes = pairs.diagonal(dim1=1, dim2=2).sum(dim=1) * self.seen.pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
+        return (squared.sqrt() + 2.0**-9 * (1 + 2.0**-8) * sizes.sqrt()).square()
 
     def inner(self, other: Product) -> torch.Tensor:
-        """[B] inner products of two uses' gradients without making them: <l^T r, l'^T r'> = sum((l l'^T) * (r r'^T))."""
-        return torch.einsum("bts,bts->b", self.left @ other.left.transpose(1, 2), self.right @ other.right.transpose(1, 2))
+        """[B] inner products of two uses' gradients."""
+        with exact_products(self.g.dtype):
+            gradients = self.g.float() @ other.g.float().transpose(1, 2)
+            return (gradients * (self.seen.values.float() @ other.seen.values.float().transpose(1, 2))).sum(dim=(1, 2))
 
     def add(self, total: torch.Tensor, factors: torch.Tensor) -> None:
-        total.addmm_((self.left * factors[:, None, None]).flatten(0, 1).t(), self.right.flatten(0, 1))
+        g = self.g * factors[:, None, None]  # float32
+        with exact_products(self.g.dtype):
+            (total.t() if self.turned else total).addmm_(g.flatten(0, 1).t(), self.seen.values.float().flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -70,14 +98,28 @@ class Lookup:
 
     def inner(self, other: Product) -> torch.Tensor:
         """[B] inner products with the gradients of a product with the same weight: a tied output layer's."""
-        at_ids = other.left.gather(2, self.ids[:, None, :].expand(-1, other.left.shape[1], -1))  # [B, S, T]
-        return torch.einsum("bst,bst->b", at_ids, other.right @ self.rows.transpose(1, 2))
+        at_ids = other.g.gather(2, self.ids[:, None, :].expand(-1, other.g.shape[1], -1)).float()  # [B, S, T]
+        return (at_ids * (other.seen.values.float() @ self.rows.transpose(1, 2))).sum(dim=(1, 2))
 
     def add(self, total: torch.Tensor, factors: torch.Tensor) -> None:
         total.index_add_(0, self.ids.flatten(), (self.rows * factors[:, None, None]).flatten(0, 1))
 
 
 Use = Whole | Product | Lookup
+
+
+@contextmanager
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Float32 products of numbers that are bf16: "medium" multiplies them as such, where a machine can, and adds up in float32.
+
+    Results are float32 either way. Rounding them to bf16 would let one row move what the others of its batch count.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if dtype == torch.bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def squared_norms(uses: list[Use]) -> torch.Tensor:
@@ -100,19 +142,20 @@ def squared_norms(uses: list[Use]) -> torch.Tensor:
 # ---------------------------------------------------------------- layers
 
 
-def uses_of(layer: nn.Module, seen: torch.Tensor, g: torch.Tensor, shared: bool) -> dict[str, Use]:
+def uses_of(layer: nn.Module, seen: Seen, g: torch.Tensor, shared: bool) -> dict[str, Use]:
     """How the layer's own weights make their gradients: `seen` its input, `g` the gradient of its output [B, T, p]."""
     if isinstance(layer, nn.Embedding):
         if layer.padding_idx is not None:
-            g = g.masked_fill((seen == layer.padding_idx)[:, :, None], 0.0)
-        return {"weight": Lookup(seen, g)}
-    uses: dict[str, Use] = {"bias": Whole(g.sum(dim=1))} if getattr(layer, "bias", None) is not None else {}
-    if isinstance(layer, nn.Linear | Conv1D):
-        left, right = (g, seen) if isinstance(layer, nn.Linear) else (seen, g)
-        p, d = left.shape[2], right.shape[2]
-        small = not shared and p * d <= left.shape[1] * (p + d)
-        return uses | {"weight": Whole(left.transpose(1, 2) @ right) if small else Product(left, right)}
-    return uses | {"weight": Whole((g * normed(layer, seen)).sum(dim=1))}
+            g = g.masked_fill((seen.values == layer.padding_idx)[:, :, None], 0.0)
+        return {"weight": Lookup(seen.values, g.float())}
+    uses: dict[str, Use] = {"bias": Whole(g.float().sum(dim=1))} if getattr(layer, "bias", None) is not None else {}
+    if not isinstance(layer, nn.Linear | Conv1D):
+        return uses | {"weight": Whole((g.float() * normed(layer, seen.values.float())).sum(dim=1))}
+    turned, (p, d) = isinstance(layer, Conv1D), (g.shape[2], seen.values.shape[2])
+    if shared or p * d > g.shape[1] * (p + d):
+        return uses | {"weight": Product(g, seen, turned)}
+    gradients = (g.transpose(1, 2) @ seen.values).float()  # rounded for each row by itself, before its norm is taken
+    return uses | {"weight": Whole(gradients.transpose(1, 2) if turned else gradients)}
 
 
 def normed(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -151,6 +194,7 @@ class Books:
             raise ValueError(f"book-keeping does not know how to train {', '.join(unknown)} ({kind}); set generator.engine=vmap")
         self.shared = {key for key, count in owners.items() if count > 1}
         self.rows, self.uses = 0, defaultdict(list)
+        self.last: tuple[torch.Tensor, torch.dtype, Seen] | None = None
 
     def watch(self, layer: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """A forward hook: asks for the gradient of the output."""
@@ -158,19 +202,19 @@ class Books:
             return None
         if not output.requires_grad:
             output.requires_grad_()
-        seen = arguments[0].detach()
-        output.register_hook(lambda gradient: self.enter(layer, seen, gradient))
+        output.register_hook(lambda gradient: self.enter(layer, arguments[0], gradient))
         return output
 
     def enter(self, layer: nn.Module, seen: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Keeps a use. Sums and norms are made in float32: rounding them to bf16 would let one row move another's share."""
+        """Keeps a use. A product under autocast saw its input in the dtype of its output, and so is it kept."""
         if len(seen) != self.rows or len(gradient) != self.rows:
             raise ValueError(f"{type(layer).__name__} saw inputs {list(seen.shape)} for {self.rows} rows; book-keeping needs [B, ...]")
-        if not isinstance(layer, nn.Embedding):
-            seen = seen.float().reshape(self.rows, -1, seen.shape[-1])
-        gradient = gradient.float().reshape(self.rows, -1, gradient.shape[-1])
+        gradient = gradient.reshape(self.rows, -1, gradient.shape[-1])
+        if self.last is None or self.last[0] is not seen or self.last[1] != gradient.dtype:  # q, k and v see the same
+            values = seen if isinstance(layer, nn.Embedding) else seen.detach().to(gradient.dtype).reshape(self.rows, -1, seen.shape[-1])
+            self.last = seen, gradient.dtype, Seen(values)
         shared = any(id(parameter) in self.shared for parameter in layer.parameters(recurse=False))
-        for kind, use in uses_of(layer, seen, gradient, shared).items():
+        for kind, use in uses_of(layer, self.last[2], gradient, shared).items():
             if name := self.names.get(id(getattr(layer, kind))):
                 self.uses[name].append(use)
 
@@ -181,7 +225,7 @@ class Books:
         try:
             yield self.uses
         finally:
-            self.rows, self.uses = 0, defaultdict(list)
+            self.rows, self.uses, self.last = 0, defaultdict(list), None
 
 
 @contextmanager
@@ -236,7 +280,7 @@ def book_keeping_engine(model: Any, autocast: bool) -> Iterator[Engine]:
         hooks = [layer.register_forward_hook(books.watch) for layer in books.layers]
         stack.callback(lambda: [hook.remove() for hook in hooks])
         trial()
-        if getattr(inner, "is_gradient_checkpointing", False):  # only done in training mode
+        if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):  # only done in training mode
             stack.enter_context(without_dropout(model))
         yield add
 

@@ -135,11 +135,11 @@ def train_generator(
 def set_noisy_gradients(
     parameters: dict[str, torch.nn.Parameter], total: ClippedSum, sigma: float, expected: float, randomness: NoiseSource
 ) -> None:
-    """Writes (clipped sum + sigma * C * N(0, I)) / expected into every parameter's `.grad`; the noise is one vector over them all."""
+    """Makes the clipped sum (clipped sum + sigma * C * N(0, I)) / expected, in place, and every parameter's `.grad`; one noise vector."""
     sizes = [parameter.numel() for parameter in parameters.values()]
     noise = randomness.normal(sum(sizes)).split(sizes) if sigma > 0 else [None] * len(sizes)
     for (name, parameter), part in zip(parameters.items(), noise, strict=True):
         gradient = total.sums[name]
         if part is not None:
-            gradient = gradient.add(part.view_as(gradient), alpha=sigma * total.clip)
-        parameter.grad = (gradient / expected).to(parameter.dtype)
+            gradient.add_(part.view_as(gradient), alpha=sigma * total.clip)
+        parameter.grad = gradient.div_(expected).to(parameter.dtype)

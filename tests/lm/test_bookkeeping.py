@@ -104,7 +104,8 @@ def test_bf16_is_close_and_one_row_still_moves_the_sum_by_the_clip_at_most(metho
     small = ClippedSum(trainable(model), 0.01)
     with book_keeping_engine(model, True) as add:
         add(loss_batch(rows()[2:3], 0, True), small)
-    assert float(torch.cat([value.flatten() for value in small.sums.values()]).norm()) == pytest.approx(0.01, rel=1e-4)
+    norm = float(torch.cat([value.flatten() for value in small.sums.values()]).norm())
+    assert 0.0095 < norm <= 0.01 * (1 + 1e-6)  # the bound on rounding costs a little, and holds
 
 
 def test_a_layer_used_twice_counts_twice():

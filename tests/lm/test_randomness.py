@@ -27,9 +27,10 @@ def test_secure_normals_are_standard_normal():
     assert abs(values.mean()) < 6 / 400_001**0.5
     assert abs(values.var() - 1) < 6 * (2 / 400_001) ** 0.5
     assert stats.kstest(values, "norm").pvalue > 1e-6
-    half = len(values) // 2  # the cosine and the sine half of the pairs do not correlate, nor do their squares
-    assert abs(np.corrcoef(values[:half], values[half : 2 * half])[0, 1]) < 6 / half**0.5
-    assert abs(np.corrcoef(values[:half] ** 2, values[half : 2 * half] ** 2)[0, 1]) < 6 / half**0.5
+    chunk = SecureNoise.chunk  # the cosine and the sine half of its pairs do not correlate, nor do their squares
+    one, other = values[: 6 * chunk].reshape(6, 2, chunk // 2).swapaxes(0, 1).reshape(2, -1)
+    assert abs(np.corrcoef(one, other)[0, 1]) < 6 / len(one) ** 0.5
+    assert abs(np.corrcoef(one**2, other**2)[0, 1]) < 6 / len(one) ** 0.5
 
 
 def test_secure_draws_cross_chunks_and_never_repeat():

@@ -1,0 +1,141 @@
+"""One DP-SGD step against the same step without privacy and against Opacus' engines: seconds, and peak memory of a process of its own."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm.bookkeeping import book_keeping_engine
+from lm.dpsgd import DPConfig, engine_for, prepare_generator, set_noisy_gradients
+from lm.load import eager_attention, trainable
+from lm.per_example import ClippedSum, LossBatch, hooks_engine, row_losses, vmap_engine
+from lm.precision import use_bf16
+from lm.randomness import SecureNoise
+from scripts.bench.paired import Figure, device, ratio, take_turns
+from scripts.bench.shapes import random_llama
+
+ROWS, TOKENS = 8, 128
+ENGINES = {"book-keeping": book_keeping_engine, "vmap": vmap_engine, "Opacus hooks": hooks_engine}
+AIMS = {"lora": "<= 1.05", "full": "<= 1.15"}
+OVER_OPACUS = {"Opacus hooks": ">= 1.4", "Opacus ghost": ">= 1.6"}
+
+
+def batch(vocabulary: int) -> LossBatch:
+    """Rows of random tokens, all of one length."""
+    ids = torch.randint(2, vocabulary, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    return LossBatch(ids.to(device()), torch.full((ROWS, TOKENS - 1), 1 / (TOKENS - 1), device=device()))
+
+
+def ways(shape: str, method: str, names: list[str], stack: ExitStack) -> dict[str, Callable[[], None]]:
+    """A step of training by each of `names`, each with a model of its own; what they have open is closed with `stack`."""
+    return {name: way(shape, method, name, stack) for name in names}
+
+
+def way(shape: str, method: str, name: str, stack: ExitStack) -> Callable[[], None]:
+    """A step: batch, gradients, noise, optimizer. "plain" is the step without clipping and noise."""
+    bf16 = use_bf16("auto", device().type)
+    model = prepare_generator(random_llama(shape, tied=name != "Opacus ghost"), DPConfig(method=method))  # ghost refuses tied weights
+    parameters, rows = trainable(model), batch(model.config.vocab_size)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0, fused=True)
+    if name == "Opacus ghost":
+        return ghost(model, rows, bf16, stack)
+
+    def finish(total: ClippedSum) -> None:
+        set_noisy_gradients(parameters, total, 1.0, ROWS, SecureNoise())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    if name == "plain":
+        stack.enter_context(eager_attention(model))
+
+        def plain() -> None:
+            with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+                logits = model(input_ids=rows.ids, attention_mask=torch.ones_like(rows.ids), use_cache=False).logits
+            row_losses(logits, rows.ids, rows.weights).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return plain
+    engine = engine_for(DPConfig(method=method)) if name == "ours" else ENGINES[name]
+    add = stack.enter_context(engine(model, bf16))
+
+    def private() -> None:
+        total = ClippedSum(parameters, 1.0)
+        add(rows, total)
+        finish(total)
+
+    return private
+
+
+def ghost(model: Any, rows: LossBatch, bf16: bool, stack: ExitStack) -> Callable[[], None]:
+    """Opacus' ghost clipping, as its documentation says: its own criterion, two backward passes, its optimizer."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    stack.enter_context(eager_attention(model))
+    model.train()
+    wrapped = GradSampleModuleFastGradientClipping(model, max_grad_norm=1.0, use_ghost_clipping=True, strict=False)
+    inner = torch.optim.AdamW(trainable(model).values(), lr=1e-3, weight_decay=0.0, fused=True)
+    optimizer = DPOptimizerFastGradientClipping(inner, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=ROWS)
+    criterion = DPLossFastGradientClipping(wrapped, optimizer, nn.CrossEntropyLoss(reduction="mean"), loss_reduction="mean")
+    places = torch.arange(TOKENS, device=device()).expand(ROWS, TOKENS)
+
+    def step() -> None:
+        with torch.autocast(device().type, torch.bfloat16, enabled=bf16), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            inputs = {"input_ids": rows.ids, "position_ids": places, "attention_mask": torch.ones_like(rows.ids), "use_cache": False}
+            logits = wrapped(**inputs).logits[:, :-1].float()
+            shape = (ROWS, TOKENS - 1, logits.shape[-1])
+            criterion(logits.flatten(0, 1), rows.ids[:, 1:].flatten(), shape=shape).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def peak_bytes(shape: str, method: str, name: str) -> int:
+    """Highest memory of a process that does two steps, in bytes."""
+    code = f"from scripts.bench.dp import report_peak; report_peak({shape!r}, {method!r}, {name!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def report_peak(shape: str, method: str, name: str) -> None:
+    """In a process of its own: prints the bytes."""
+    with ExitStack() as stack:
+        step = way(shape, method, name, stack)
+        step()
+        step()
+    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(used)
+
+
+def measure(turns: int, small: bool) -> list[Figure]:
+    """Ratios for LoRA and for all weights, at both shapes (`small`: the smaller one only)."""
+    figures = []
+    for shape in ["12.5 M"] if small else ["12.5 M", "135 M"]:
+        for method, others in {"lora": ["vmap", "book-keeping"], "full": ["Opacus hooks", "Opacus ghost"]}.items():
+            where = f"{shape}, {'LoRA' if method == 'lora' else 'all weights'}, {ROWS} x {TOKENS}"
+            with ExitStack() as stack:
+                seconds = take_turns(ways(shape, method, ["plain", "ours", *others], stack), turns)
+            value, spread = ratio(seconds, "ours", "plain")
+            detail = f"{spread}; {statistics.median(seconds['plain']):.3f} s without privacy"
+            figures.append(Figure("dp", f"DP step / plain step, {where}", value, "x", AIMS[method], detail))
+            for other in others:
+                value, spread = ratio(seconds, other, "ours")
+                figures.append(Figure("dp", f"{other} / ours, {where}", value, "x", OVER_OPACUS.get(other, ""), spread))
+            if method == "full":
+                plain, ours = peak_bytes(shape, method, "plain"), peak_bytes(shape, method, "ours")
+                detail = f"{ours / 2**20:.0f} MiB, {plain / 2**20:.0f} without privacy"
+                figures.append(Figure("dp", f"DP peak memory / plain, {where}", ours / plain, "x", "<= 1.15", detail))
+    return figures
