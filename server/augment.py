@@ -24,7 +24,7 @@ from server.curate import Demonstration
 from server.likelihood import can_judge_by_likelihood, label_likelihoods, layout, least_posterior
 from server.llm.base import LLM, ChatTurn, Completion, Progress, Request
 from server.shots import ShotQueue
-from tasks.prompts import STOP, augment_prompt, fitting, parse_generated
+from tasks.prompts import STOP, augment_prompt, parse_generated
 from tasks.task import Record, Task
 
 
@@ -170,10 +170,8 @@ def text_request(
     shots = [
         Record(cut_to_tokens(shot.text, count, config.shot_tokens), shot.label, shot.domain) for shot in queue.draw_for(label, config.shots)
     ]
-    given = (number, count, llm.context - new_tokens)
     try:
-        fit = fitting(task, llm.form, domain, label, shots, *given)
-        prompt = augment_prompt(task, llm.form, domain, label, fit, *given)
+        prompt, fit = augment_prompt(task, llm.form, domain, label, shots, number, count, llm.context - new_tokens)
     except ValueError as failure:  # even without demonstrations it is too long
         raise ConfigError(f"max_new_tokens: {llm.name} has a context of {llm.context} tokens, and {failure}") from None
     counts["shots_left_out"] += len(shots) - len(fit)

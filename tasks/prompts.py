@@ -5,6 +5,7 @@ Answers are read by `tasks.answers` and `tasks.judgement`, whose functions can b
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from tasks.answers import parse_generated
 from tasks.judgement import parse_judgement
 from tasks.task import Record, Task
 
-__all__ = ["augment_prompt", "fill", "fitting", "judge_prompt", "parse_generated", "parse_judgement", "task_answer", "task_prompt"]
+__all__ = ["augment_prompt", "fill", "judge_prompt", "parse_generated", "parse_judgement", "task_answer", "task_prompt"]
 
 Prompt = str | tuple[tuple[str, str], ...]  # completion: one string; chat: (role, content) turns
 
@@ -21,12 +22,12 @@ STOP = "\n\n"  # ends one document in completion form
 TURN_TOKENS = 8  # what a chat template adds to a turn, an upper estimate [our choice]
 NO_EXAMPLES = "(none)"
 OPEN_LIST = "\n\nNumbers to keep: ["
+BRACED = re.compile(r"\{(\w+)\}")
 
 
 def fill(template: str, **values: object) -> str:
     """`template` with every `{name}` of `values` replaced, in one pass: braces in a value, and all other braces, stay."""
-    names = "|".join(map(re.escape, values))
-    return re.sub(rf"\{{({names})\}}", lambda match: str(values[match[1]]), template) if names else template
+    return BRACED.sub(lambda match: str(values.get(match[1], match[0])), template)
 
 
 def document(task: Task, record: Record, domain: str) -> str:
@@ -48,49 +49,33 @@ def augment_prompt(
     n: int,
     count_tokens: Callable[[str], int],
     budget_tokens: int,
-) -> Prompt:
-    """A few-shot prompt for new texts of one label, of at most `budget_tokens` tokens; see `fitting` for what is left out.
+) -> tuple[Prompt, list[Record]]:
+    """(a few-shot prompt for new texts of one label, of at most `budget_tokens` tokens; the demonstrations it shows, in the order given).
 
     Chat form asks for `n` texts, one a line as `label: text`. Completion form shows documents separated by a blank line and ends in
-    the open control code of the wanted label; it yields one text (`n` is not used), ended by STOP.
+    the open control code of the wanted label; it yields one text (`n` is not used), ended by STOP. What does not fit is left out whole:
+    demonstrations are tried one of each label in turn, the wanted label first, so that a long text costs its own label's place only.
     Raises ValueError for an unknown form or label, and when the prompt has more tokens than the budget with no demonstration.
     """
     _check(task, form, label)
-    shown = fitting(task, form, domain, label, demonstrations, n, count_tokens, budget_tokens)
-    return _augment(task, form, domain, label, shown, n)
-
-
-def fitting(
-    task: Task,
-    form: str,
-    domain: str,
-    label: int,
-    demonstrations: Sequence[Record],
-    n: int,
-    count_tokens: Callable[[str], int],
-    budget_tokens: int,
-) -> list[Record]:
-    """The demonstrations that `augment_prompt` shows, in the order given; the others are left out whole.
-
-    They are tried one of each label in turn, the wanted label first, so that a long text costs its own label's place only.
-    """
-    _check(task, form, label)
-    bare = _tokens(_augment(task, form, domain, label, (), n), count_tokens)
+    written = [_shown(task, form, record, domain) for record in demonstrations]
+    prompt = _augment(task, form, domain, label, (), n)
+    bare = _tokens(prompt, count_tokens)
     if bare > budget_tokens:
         raise ValueError(f"the {form} prompt has {bare} tokens without any demonstration, more than the budget of {budget_tokens}")
     left = budget_tokens - bare
     kept: list[int] = []
     for place in _in_turn(demonstrations, label, len(task.labels)):
-        cost = count_tokens(_shown(task, form, demonstrations[place], domain)) + 1  # 1: what joins it to the next
+        cost = count_tokens(written[place]) + 1  # 1: what joins it to the next
         if cost <= left:
             left -= cost
             kept.append(place)
     while kept:  # tokens of the parts need not add up to those of the whole
-        shown = [demonstrations[place] for place in sorted(kept)]
-        if _tokens(_augment(task, form, domain, label, shown, n), count_tokens) <= budget_tokens:
-            return shown
+        whole = _augment(task, form, domain, label, [written[place] for place in sorted(kept)], n)
+        if _tokens(whole, count_tokens) <= budget_tokens:
+            return whole, [demonstrations[place] for place in sorted(kept)]
         kept.pop()
-    return []
+    return prompt, []
 
 
 def judge_prompt(task: Task, form: str, domain: str, members: Sequence[Record]) -> Prompt:
@@ -137,10 +122,10 @@ def _task_template(task: Task) -> str:
     return "\n".join([*(line for line in lines[:opening] if line not in asking), *lines[opening:], *asking])
 
 
-def _augment(task: Task, form: str, domain: str, label: int, shown: Sequence[Record], n: int) -> Prompt:
+def _augment(task: Task, form: str, domain: str, label: int, shown: Sequence[str], n: int) -> Prompt:
     if form == "completion":
         opening = _control(task, domain, label).rstrip(" \t")  # a model's next token brings its own leading space
-        return STOP.join([*(_shown(task, form, record, domain) for record in shown), opening])
+        return STOP.join([*shown, opening])
     values = {
         "domain": domain,
         "label": task.labels[label],
@@ -148,7 +133,7 @@ def _augment(task: Task, form: str, domain: str, label: int, shown: Sequence[Rec
         "n": n,
         "noun": task.noun,
     }
-    examples = "\n".join(_shown(task, form, record, domain) for record in shown) or NO_EXAMPLES
+    examples = "\n".join(shown) or NO_EXAMPLES
     turns = [("user", fill(task.prompts.chat_augment, examples=examples, **values))]
     if task.prompts.chat_system:
         turns.insert(0, ("system", fill(task.prompts.chat_system, **values)))
@@ -163,12 +148,19 @@ def _shown(task: Task, form: str, record: Record, domain: str) -> str:
 
 def _control(task: Task, domain: str, label: int) -> str:
     template = task.prompts.completion_document or task.control_code + task.separator + "{text}"
-    return fill(template.removesuffix("{text}"), domain=domain, label=task.labels[label], noun=task.noun)
+    return _filled_control(template.removesuffix("{text}"), domain, task.labels[label], task.noun)
+
+
+@functools.lru_cache(maxsize=1024)
+def _filled_control(template: str, domain: str, label: str, noun: str) -> str:
+    return fill(template, domain=domain, label=label, noun=noun)
 
 
 def _in_turn(records: Sequence[Record], first: int, labels: int) -> list[int]:
     """Places of `records`, one of each label in turn beginning with label `first`."""
-    queues = [[place for place, record in enumerate(records) if record.label == (first + step) % labels] for step in range(labels)]
+    queues: list[list[int]] = [[] for _ in range(labels)]
+    for place, record in enumerate(records):
+        queues[(record.label - first) % labels].append(place)
     longest = max((len(queue) for queue in queues), default=0)
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 

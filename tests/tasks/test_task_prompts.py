@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.config import CHAT_AUGMENT, CHAT_JUDGE, CHAT_SYSTEM
-from tasks.prompts import augment_prompt, fill, fitting, judge_prompt, parse_generated, parse_judgement
+from tasks.prompts import augment_prompt, fill, judge_prompt, parse_generated, parse_judgement
 from tasks.task import Prompts, Record, Task
 
 TASK = Task("t", ("negative", "positive"), {"a": "kitchen"}, prompts=Prompts(CHAT_SYSTEM, CHAT_AUGMENT, CHAT_JUDGE, ""))
@@ -20,7 +20,7 @@ def words(text: str) -> int:
 
 
 def ask(form: str, demonstrations=DEMONSTRATIONS, label: int = 1, budget: int = 10_000, task: Task = TASK, n: int = 3):
-    return augment_prompt(task, form, "kitchen", label, demonstrations, n, words, budget)
+    return augment_prompt(task, form, "kitchen", label, demonstrations, n, words, budget)[0]
 
 
 # --- wording ----------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_demonstrations_over_the_budget_are_left_out_whole(form):
     samples = [Record(f"start{i} " + "word " * 20 + f"end{i}", i % 2, "kitchen") for i in range(8)]
     bare = words(ask(form, ())) if form == "completion" else sum(words(turn[1]) + 8 for turn in ask(form, ()))
     each = 28 if form == "completion" else 24  # words of one demonstration, its label included, and one to join
-    shown = fitting(TASK, form, "kitchen", 1, samples, 3, words, bare + 3 * each)
+    _, shown = augment_prompt(TASK, form, "kitchen", 1, samples, 3, words, bare + 3 * each)
     assert [record.text.split()[0] for record in shown] == ["start0", "start1", "start3"]  # the wanted label first, in turn
     text = str(ask(form, samples, budget=bare + 3 * each))
     assert all((f"start{i}" in text) == (f"end{i}" in text) == (i in (0, 1, 3)) for i in range(8))
@@ -137,7 +137,7 @@ def test_no_prompt_is_longer_than_its_budget(pairs, budget, form):
 
     budget += 600 if form == "chat" else 0
     samples = [Record(text, label, "kitchen") for text, label in pairs]
-    prompt = augment_prompt(TASK, form, "kitchen", 0, samples, 2, characters, budget)
+    prompt, _ = augment_prompt(TASK, form, "kitchen", 0, samples, 2, characters, budget)
     used = characters(prompt) if isinstance(prompt, str) else sum(characters(content) + 8 for _, content in prompt)
     assert used <= budget
 

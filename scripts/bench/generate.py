@@ -1,0 +1,80 @@
+"""Tokens per second of sampling against `transformers.generate`, for texts of uneven lengths, and the distance to the memory limit."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from lm.decode import Ask, decode, stepper
+from lm.precision import use_bf16
+from scripts.bench.machine import memory_rate
+from scripts.bench.paired import Figure, device, ratio, take_turns
+from scripts.bench.shapes import SHAPES, random_llama
+
+BATCH, PROMPT = 32, 32
+
+
+def lengths(count: int) -> list[int]:
+    """New tokens of each row: most short, some long, as texts are (geometric with mean 40, at most 96)."""
+    draws = torch.empty(count).geometric_(1 / 40, generator=torch.Generator().manual_seed(0))
+    return draws.clamp(4, 96).long().tolist()
+
+
+def plain(model: Any, prompts: torch.Tensor, wanted: list[int]) -> None:
+    """`transformers.generate` in batches of 32: a batch goes on until its longest row has ended."""
+    for start in range(0, len(prompts), BATCH):
+        part = prompts[start : start + BATCH]
+        longest = max(wanted[start : start + BATCH])
+        settings = {"do_sample": True, "top_k": 50, "max_new_tokens": longest, "min_new_tokens": longest, "pad_token_id": 0}
+        model.generate(input_ids=part, attention_mask=torch.ones_like(part), **settings)
+
+
+def ours(run: Any, prompts: torch.Tensor, wanted: list[int]) -> None:
+    """The product's decode loop: rows leave as they end."""
+    asks = [Ask(tuple(row), count, top_k=50, seed=i) for i, (row, count) in enumerate(zip(prompts.tolist(), wanted, strict=True))]
+    decode(run, asks, ends=frozenset())
+
+
+def measure(turns: int, small: bool) -> list[Figure]:
+    """Ratios at both shapes, float32 against float32, and as the engine runs by default."""
+    figures = []
+    rate = memory_rate()
+    for shape in ["12.5 M"] if small else ["12.5 M", "135 M"]:
+        rows = 128 if shape == "12.5 M" else 64
+        model = random_llama(shape)
+        prompts = torch.randint(2, SHAPES[shape]["vocab_size"], (rows, PROMPT), generator=torch.Generator().manual_seed(1)).to(device())
+        wanted = lengths(rows)
+        dtype = torch.bfloat16 if use_bf16("auto", device().type) else torch.float32
+        steppers = {"float32": stepper(model), "auto": stepper(model, dtype)}
+        ways = {"plain": lambda m=model, p=prompts, w=wanted: plain(m, p, w)}
+        ways |= {name: lambda run=run, p=prompts, w=wanted: ours(run, p, w) for name, run in steppers.items()}
+        if dtype == torch.bfloat16:
+            half = random_llama(shape).to(dtype)
+            ways["plain bf16"] = lambda m=half, p=prompts, w=wanted: plain(m, p, w)
+        with torch.inference_mode():
+            seconds = take_turns(ways, turns)
+        where = f"{shape}, {rows} rows of 4 to 96 tokens"
+        for name, other in {"float32": "plain", "auto": "plain", **({"auto ": "plain bf16"} if dtype == torch.bfloat16 else {})}.items():
+            value, spread = ratio(seconds, other, name.strip())
+            tokens = sum(wanted) / statistics.median(seconds[name.strip()])
+            label = {
+                "float32": "float32 / generate float32",
+                "auto": f"{dtype} / generate float32",
+                "auto ": f"{dtype} / generate {dtype}",
+            }[name]
+            figures.append(Figure("generate", f"{label}, {where}", value, "x", ">= 3", f"{spread}; {tokens:.0f} tokens/s"))
+        figures.append(limit(shape, model, steppers["auto"], prompts, dtype, turns, rate))
+    return figures
+
+
+def limit(shape: str, model: Any, run: Any, prompts: torch.Tensor, dtype: torch.dtype, turns: int, rate: float) -> Figure:
+    """One row at a time has to read all weights for every token: the share of the memory's rate that decoding reaches."""
+    tokens = 64
+    one = prompts[:1]
+    seconds = statistics.median(take_turns({"one": lambda: ours(run, one, [tokens])}, turns)["one"])
+    read = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize * tokens / seconds / 1e9
+    return Figure(
+        "generate", f"one row at a time: share of the memory limit, {shape}, {dtype}", read / rate, "", "", f"{read:.1f} of {rate:.1f} GB/s"
+    )
