@@ -123,14 +123,17 @@ class Gateway:
     async def _read(self, request: Request) -> bytes:
         """The body. Raises Refused for one that is too large or does not come."""
         most = self.config.most_bytes
-        parts, size = [], 0
+        parts, size, told = [], 0, request.headers.get("content-length", "0")
+        too_large = Refused(413, f"the request is larger than {most} bytes", "request_too_large", headers={"connection": "close"})
+        if len(told) > 15 or int(told) > most:  # the HTTP server has seen to it that it is a number
+            raise too_large
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
                     parts.append(part)
                     size += len(part)
                     if size > most:
-                        raise Refused(413, f"the request is larger than {most} bytes", "request_too_large")
+                        raise too_large
         except TimeoutError:
             raise Refused(408, f"the request did not arrive within {BODY_SECONDS:g} s", "timeout") from None
         return b"".join(parts)

@@ -89,17 +89,22 @@ def build_service(vault: AnyVault) -> FastAPI:
         with busy:
             return to_body(*ask(vault, request, arrays))
 
+    def too_large() -> Response:
+        return JSONResponse({"error": f"found more than {MOST} bytes; allowed: at most so many"}, 413, {"connection": "close"})
+
     @service.get("/health")
     def health() -> dict[str, Any]:
         return {"client": vault.config.client, "busy": busy.locked()}
 
     @service.post("/v1/messages")
     async def messages(request: Request) -> Response:
-        body = bytearray()
+        body, told = bytearray(), request.headers.get("content-length", "0")
+        if len(told) > 15 or int(told) > MOST:  # the server has seen to it that it is a number
+            return too_large()
         async for part in request.stream():
             body += part
             if len(body) > MOST:
-                return JSONResponse({"error": f"found more than {MOST} bytes; allowed: at most so many"}, 413)
+                return too_large()
         try:
             return Response(await run_in_threadpool(work, bytes(body)), media_type=BODY)
         except WireError as failure:

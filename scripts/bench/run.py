@@ -22,7 +22,7 @@ from rich.table import Table  # noqa: E402
 
 from scripts.bench.paired import Figure  # noqa: E402
 
-BENCHES = ("machine", "dp", "generate", "texts", "clients")
+BENCHES = ("machine", "dp", "generate", "texts", "clients", "resident")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

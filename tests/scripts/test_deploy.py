@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 import conf
 from clients.vault.service import read_site
-from scripts.deploy.demo import SITES, configured, site_file, write_data
+from scripts.deploy.demo import configured, write_data
+from scripts.deploy.federation import SITES, site_file
 from scripts.deploy.keys import main, make_keys
 
 
