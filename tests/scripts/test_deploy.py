@@ -3,8 +3,11 @@
 import configparser
 import ssl
 import stat
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
@@ -71,11 +74,26 @@ def test_units_run_commands_that_exist_as_another_user_than_root(unit):
     assert found["Service"]["User"] != "root" and found["Service"]["NoNewPrivileges"] == "yes" and found["Install"]["WantedBy"]
 
 
+def test_containers_keep_data_from_the_network_and_the_network_from_data():
+    folder = conf.FOLDER.parent / "scripts" / "deploy" / "containers"
+    cloud, site = (yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("cloud", "site"))
+    vault, courier = site["services"]["vault"], site["services"]["supernode"]
+    assert vault["network_mode"] == "none" and "network_mode" not in courier and vault["user"] != courier["user"]
+    places = {name: {volume.split(":")[1] for volume in service["volumes"]} for name, service in site["services"].items()}
+    assert places["supernode"] == {"/keys", "/run/fedduet"} and places["vault"] & places["supernode"] == {"/run/fedduet"}
+    assert {"/srv/private", "/var/lib/fedduet"} < places["vault"]
+    for service in [*cloud["services"].values(), *site["services"].values()]:
+        command = service["command"]
+        name = command.split()[0] if isinstance(command, str) else command[0]
+        assert (Path(sys.executable).parent / name).is_file()
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        named = {volume.split(":")[0] for volume in service["volumes"] if volume[0].isalpha()}
+        assert named <= set(cloud["volumes"]) | set(site["volumes"])
+
+
 def test_the_sites_of_the_demo_are_real_ones(tmp_path, tiny_model):
     files = write_data(tmp_path / "data")
     config = configured(tmp_path, "fdkt", files, [f"slm.path={tiny_model}", f"generator.path={tiny_model}"])
-    import yaml
-
     for site in SITES:
         (tmp_path / f"{site}.yaml").write_text(yaml.safe_dump(site_file(config, site, tmp_path / site, tmp_path / "s")))
         _, opened = read_site(tmp_path / f"{site}.yaml")
