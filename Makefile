@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= passive
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 68719476736
 
-.PHONY: install demo deploy-demo test check lint clean
+.PHONY: install demo deploy-demo bench test check lint clean
 
 install: .venv/.installed
 
@@ -27,6 +27,9 @@ test: install  ## the whole suite
 
 deploy-demo: install  ## a federation of real processes on this machine, with TLS, node keys and vaults
 	$(BIN)/python -m scripts.deploy.demo
+
+bench: install  ## ratios of the heavy parts, in one run: minutes, on a quiet machine
+	OMP_NUM_THREADS=1 $(BIN)/fedduet-bench
 
 lint: install
 	$(BIN)/ruff check .

@@ -41,10 +41,15 @@ class Whole:
 
 
 class Seen:
-    """A layer's input [B, T, d], float32, or bf16 as the layer saw it; several layers may have seen the same."""
+    """A layer's input `raw` [B, T, d]; several layers may have seen the same. Under autocast a product saw it in bf16: `values`."""
 
-    def __init__(self, values: torch.Tensor) -> None:
-        self.values = values
+    def __init__(self, raw: torch.Tensor, dtype: torch.dtype) -> None:
+        self.raw, self.dtype = raw, dtype
+
+    @cached_property
+    def values(self) -> torch.Tensor:
+        """[B, T, d] in the dtype of the output."""
+        return self.raw.to(self.dtype)
 
     @cached_property
     def pairs(self) -> torch.Tensor:
@@ -53,25 +58,25 @@ class Seen:
 
 
 class Product:
-    """Row i has the gradient g_i^T a_i: g [B, T, p] of the layer's output and a [B, T, d] its input; the weight is [p, d], or turned."""
+    """Row i has the gradient g_i^T a_i: g [B, T, p] of the layer's output and a [B, T, d] its input; the weight is [p, d], or turned.
+
+    `square` [B]: squared norms without making the gradients, sum((g g^T) * (a a^T)). Rounding a number to bf16 moves it by a share of at
+    most 2^-9, so in bf16 two rounded factors are off by 2^-8 (1 + 2^-8) of the sum of absolute values, which `square` then includes.
+    `rounding` [B]: how far `add` may move a row's gradient by rounding factor * g to bf16, 2^-9 |g| |a|. So no row adds more than the clip.
+    """
 
     def __init__(self, g: torch.Tensor, seen: Seen, turned: bool) -> None:
         self.g, self.seen, self.turned = g, seen, turned
+        pairs = (g @ g.transpose(1, 2)).float()
+        products = pairs * seen.pairs
+        self.square, self.rounding = products.sum(dim=(1, 2)).clamp_min(0), torch.zeros(len(g), device=g.device)
+        if g.dtype == torch.bfloat16:
+            self.square = self.square + products.abs().sum(dim=(1, 2)) * 2.0**-8 * (1 + 2.0**-8)
+            sizes = pairs.diagonal(dim1=1, dim2=2).sum(dim=1) * seen.pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
+            self.rounding = 2.0**-9 * (1 + 2.0**-8) * sizes.sqrt()
 
     def squared(self) -> torch.Tensor:
-        """[B] squared norms without the gradients, sum((g g^T) * (a a^T)); in bf16 upper bounds of what `add` adds before its factor.
-
-        Rounding to bf16 is off by a share of at most 2^-9. Here two rounded factors are off by 2^-8 (1 + 2^-8) of the sum of absolute
-        values, and `add` rounds factor * g, which moves the gradient by at most 2^-9 |g| |a|. So no row adds more than the clip.
-        """
-        pairs = Seen(self.g).pairs
-        products = pairs * self.seen.pairs
-        squared = products.sum(dim=(1, 2)).clamp_min(0)
-        if self.g.dtype != torch.bfloat16:
-            return squared
-        squared = squared + products.abs().sum(dim=(1, 2)) * 2.0**-8 * (1 + 2.0**-8)
-        sizes = pairs.diagonal(dim1=1, dim2=2).sum(dim=1) * self.seen.pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
-        return (squared.sqrt() + 2.0**-9 * (1 + 2.0**-8) * sizes.sqrt()).square()
+        return self.square
 
     def inner(self, other: Product) -> torch.Tensor:
         """[B] inner products of two uses' gradients."""
@@ -146,15 +151,16 @@ def uses_of(layer: nn.Module, seen: Seen, g: torch.Tensor, shared: bool) -> dict
     """How the layer's own weights make their gradients: `seen` its input, `g` the gradient of its output [B, T, p]."""
     if isinstance(layer, nn.Embedding):
         if layer.padding_idx is not None:
-            g = g.masked_fill((seen.values == layer.padding_idx)[:, :, None], 0.0)
-        return {"weight": Lookup(seen.values, g.float())}
+            g = g.masked_fill((seen.raw == layer.padding_idx)[:, :, None], 0.0)
+        return {"weight": Lookup(seen.raw, g.float())}
     uses: dict[str, Use] = {"bias": Whole(g.float().sum(dim=1))} if getattr(layer, "bias", None) is not None else {}
     if not isinstance(layer, nn.Linear | Conv1D):
-        return uses | {"weight": Whole((g.float() * normed(layer, seen.values.float())).sum(dim=1))}
-    turned, (p, d) = isinstance(layer, Conv1D), (g.shape[2], seen.values.shape[2])
+        return uses | {"weight": Whole((g.float() * normed(layer, seen.raw.float())).sum(dim=1))}
+    turned, (p, d) = isinstance(layer, Conv1D), (g.shape[2], seen.raw.shape[2])
     if shared or p * d > g.shape[1] * (p + d):
         return uses | {"weight": Product(g, seen, turned)}
-    gradients = (g.transpose(1, 2) @ seen.values).float()  # rounded for each row by itself, before its norm is taken
+    # rounding for each row by itself, before its norm is taken, does no harm
+    gradients = (g.to(seen.raw.dtype).transpose(1, 2) @ seen.raw).float() if p < d else (g.transpose(1, 2) @ seen.values).float()
     return uses | {"weight": Whole(gradients.transpose(1, 2) if turned else gradients)}
 
 
@@ -194,7 +200,7 @@ class Books:
             raise ValueError(f"book-keeping does not know how to train {', '.join(unknown)} ({kind}); set generator.engine=vmap")
         self.shared = {key for key, count in owners.items() if count > 1}
         self.rows, self.uses = 0, defaultdict(list)
-        self.last: tuple[torch.Tensor, torch.dtype, Seen] | None = None
+        self.last: tuple[torch.Tensor, Seen] | None = None
 
     def watch(self, layer: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         """A forward hook: asks for the gradient of the output."""
@@ -210,11 +216,11 @@ class Books:
         if len(seen) != self.rows or len(gradient) != self.rows:
             raise ValueError(f"{type(layer).__name__} saw inputs {list(seen.shape)} for {self.rows} rows; book-keeping needs [B, ...]")
         gradient = gradient.reshape(self.rows, -1, gradient.shape[-1])
-        if self.last is None or self.last[0] is not seen or self.last[1] != gradient.dtype:  # q, k and v see the same
-            values = seen if isinstance(layer, nn.Embedding) else seen.detach().to(gradient.dtype).reshape(self.rows, -1, seen.shape[-1])
-            self.last = seen, gradient.dtype, Seen(values)
+        if self.last is None or self.last[0] is not seen or self.last[1].dtype != gradient.dtype:  # q, k and v see the same
+            raw = seen if isinstance(layer, nn.Embedding) else seen.detach().reshape(self.rows, -1, seen.shape[-1])
+            self.last = seen, Seen(raw, gradient.dtype)
         shared = any(id(parameter) in self.shared for parameter in layer.parameters(recurse=False))
-        for kind, use in uses_of(layer, self.last[2], gradient, shared).items():
+        for kind, use in uses_of(layer, self.last[1], gradient, shared).items():
             if name := self.names.get(id(getattr(layer, kind))):
                 self.uses[name].append(use)
 
@@ -252,6 +258,8 @@ def book_keeping_engine(model: Any, autocast: bool) -> Iterator[Engine]:
         with frozen(parameters), books.open(len(batch.ids)) as uses:
             losses(batch, autocast).sum().backward()
         norms = torch.stack([squared_norms(kept) for kept in uses.values()]).sum(dim=0).clamp_min(0).sqrt()
+        if rounding := [use.rounding for kept in uses.values() for use in kept if isinstance(use, Product)]:
+            norms = norms + torch.stack(rounding).norm(dim=0)
         if not norms.isfinite().all():
             if norms.isfinite().any():
                 add(LossBatch(batch.ids[norms.isfinite()], batch.weights[norms.isfinite()]), total, autocast)
