@@ -6,6 +6,7 @@ the vaults as in a run in process, and a node with an unregistered key and one w
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
@@ -22,6 +23,7 @@ prepare()
 
 import conf  # noqa: E402
 from scripts.deploy.federation import SITES, Federation, Stopped  # noqa: E402
+from scripts.deploy.namespaces import Namespaces  # noqa: E402
 
 SMALL = [
     "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
@@ -32,6 +34,8 @@ CROSSLM = [
     "strategy=crosslm", "strategy.rounds=1", "strategy.per_label=8", "strategy.llm_test_rows=50", "privacy.feedback=votes",
     "strategy.baselines={zero_shot: false, filtered: false, llm_unfiltered: false, llm_pooled: false, fedavg: false, pooled: false}",
 ]  # fmt: skip
+
+NO_NAMESPACES = "all sites share the machine's network: namespaces need root and iproute2"
 
 
 def write_data(folder: Path) -> dict[str, str]:
@@ -87,8 +91,12 @@ def main() -> int:
     print("the same run in process, to compare with", flush=True)
     alone = launch(configured(folder, "inprocess", files, SMALL))
     try:
-        with Federation(folder) as federation:
+        with contextlib.ExitStack() as stack:
+            apart = stack.enter_context(Namespaces(SITES)) if Namespaces.available() else None
+            print("each site has a network of its own, with the SuperLink only" if apart else NO_NAMESPACES, flush=True)
+            federation = stack.enter_context(Federation(folder, apart))
             federation.start(fdkt)
+            federation.check_networks()
             print(f"{time.monotonic() - began:.0f} s: SuperLink, {len(SITES)} SuperNodes and {len(SITES)} vaults are up", flush=True)
             deployed = federation.run(fdkt, 300)
             print(f"{time.monotonic() - began:.0f} s: FDKT completed: {deployed['accuracy']}", flush=True)

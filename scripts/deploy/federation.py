@@ -20,6 +20,7 @@ import yaml
 
 import conf
 from scripts.deploy.keys import make_keys
+from scripts.deploy.namespaces import Namespaces
 from scripts.environment import SETTINGS
 
 SITES = ("coffee", "laptops", "tents")
@@ -97,9 +98,10 @@ class Processes:
 
 
 class Federation:
-    """The processes of one deployment under `folder`."""
+    """The processes of one deployment under `folder`; with `namespaces`, every site in a network of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, namespaces: Namespaces | None = None) -> None:
+        self.namespaces = namespaces
         self.folder, self.keys, self.port = folder, folder / "keys", free_port()
         self.short = Path(tempfile.mkdtemp(prefix="fedduet-"))  # sockets have short paths
         self.processes = Processes(folder / "logs", folder / "flwr")
@@ -113,12 +115,14 @@ class Federation:
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Keys, data, vaults, SuperLink, registered SuperNodes."""
-        make_keys(self.keys, ["127.0.0.1", "localhost"], [*SITES, "stranger"])
+        apart = self.namespaces
+        make_keys(self.keys, ["127.0.0.1", "localhost", *(apart.hosts.values() if apart else ())], [*SITES, "stranger"])
         for site in SITES:
             file = self.folder / "sites" / site / "site.yaml"
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.write_text(yaml.safe_dump(site_file(config, site, file.parent, self.socket(site))))
-            self.processes.start(f"vault-{site}", [str(BIN / "fedduet-vault"), "--config", str(file)])
+            vault = [str(BIN / "fedduet-vault"), "--config", str(file)]
+            self.processes.start(f"vault-{site}", apart.without_network(vault) if apart else vault)
         for site in SITES:
             self.processes.wait(lambda site=site: self.socket(site).exists(), f"the vault of {site}", 90)
         tls = [
@@ -129,7 +133,7 @@ class Federation:
             "--ssl-keyfile",
             f"{self.keys}/server.key",
         ]
-        where = ["--host", "127.0.0.1", "--port", str(self.port), "--database", f"{self.folder}/superlink.db"]
+        where = ["--host", "0.0.0.0" if apart else "127.0.0.1", "--port", str(self.port), "--database", f"{self.folder}/superlink.db"]
         self.processes.start("superlink", [str(BIN / "flower-superlink"), *tls, *where, "--enable-supernode-auth"])
         self.processes.wait(self.answers, "the SuperLink", 60)
         home = self.folder / "flwr" / "cli"
@@ -139,20 +143,36 @@ class Federation:
         (home / "config.toml").write_text("\n".join(lines) + "\n")
         for site in SITES:
             self.flwr("supernode", "register", f"{self.keys}/{site}.pub", "demo", "--name", site)
-            self.processes.start(f"supernode-{site}", self.supernode(site, ["--root-certificates", f"{self.keys}/ca.crt"]))
+            self.processes.start(f"supernode-{site}", self.supernode(site, ["--root-certificates", f"{self.keys}/ca.crt"], site))
 
     def socket(self, site: str) -> Path:
         """Of a site's vault."""
         return self.short / site / "vault.sock"
 
-    def supernode(self, site: str, trust: Sequence[str]) -> list[str]:
-        """The command of a SuperNode whose courier knows the site's vault."""
+    def supernode(self, site: str, trust: Sequence[str], network: str = SITES[0]) -> list[str]:
+        """The command of a SuperNode whose courier knows the site's vault, from the `network` of a site."""
         node = f"vault='unix://{self.socket(site)}'"
         keys = ["--auth-supernode-private-key", f"{self.keys}/{site}"]
-        return [
-            str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{self.port}", *trust, *keys, "--node-config", node,
+        link = self.namespaces.hosts[network] if self.namespaces else "127.0.0.1"
+        command = [
+            str(BIN / "flower-supernode"), "--superlink", f"{link}:{self.port}", *trust, *keys, "--node-config", node,
             "--host", "127.0.0.1", "--port", str(free_port()),
         ]  # fmt: skip
+        return self.namespaces.inside(network, command) if self.namespaces else command
+
+    def check_networks(self) -> None:
+        """Raises Stopped when a site does not reach the SuperLink, or reaches another network or another service of its machine."""
+        if not self.namespaces:
+            return
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            for site, neighbour in zip(SITES, [*SITES[1:], SITES[0]], strict=True):
+                if not self.namespaces.reaches(site, self.namespaces.hosts[site], self.port):
+                    raise Stopped(f"{site} does not reach the SuperLink from its namespace")
+                beyond = [("127.0.0.1", other.getsockname()[1]), (self.namespaces.hosts[neighbour], self.port)]
+                if found := [host for host, port in beyond if self.namespaces.reaches(site, host, port)]:
+                    raise Stopped(f"{site} reaches {found[0]} from its namespace")
 
     def flwr(self, *arguments: str) -> Any:
         """What a `flwr` command prints as JSON. Raises Stopped when it fails."""
