@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= passive
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 68719476736
 
-.PHONY: install demo deploy-demo bench test check lint clean
+.PHONY: install demo deploy-demo bench test test-browser check lint docs screenshots clean
 
 install: .venv/.installed
 
@@ -31,6 +31,20 @@ deploy-demo: install  ## a federation of real processes on this machine, with TL
 bench: install  ## ratios of the heavy parts, in one run: minutes, on a quiet machine
 	OMP_NUM_THREADS=1 $(BIN)/fedduet-bench
 
+test-browser: .venv/.docs  ## reports in a headless Chromium; skipped, with the reason, where there is none
+	$(BIN)/python -m pytest -m browser -rs
+
+docs: .venv/.docs  ## the documentation, into site/, with strict checks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+screenshots: .venv/.docs  ## reports of all three methods and pictures of them, into docs/ (a quarter of an hour)
+	$(BIN)/python -m scripts.showcase
+
+.venv/.docs: requirements-docs.lock | install
+	@echo "Installing what documentation and browser tests need into .venv (once)"
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-docs.lock
+	@touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +52,4 @@ lint: install
 check: lint test  ## lint and test
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv runs site .pytest_cache .ruff_cache

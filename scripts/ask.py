@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -21,8 +22,9 @@ from clients.vault.search import SearchConfig
 from clients.vault.service import read_site
 from clients.vault.solution import Solution
 from conf.check import ConfigError, check, nearest
+from scripts.page_search import keep
 from strategies.gboost import MODEL
-from tasks.questions import QuestionsConfig, check_task, names_of
+from tasks.questions import QuestionsConfig, check_task, load_questions, names_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,17 +38,34 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=int, help="tokens that the LLM may take part in drawing")
+    parser.add_argument("--keep", action="store_true", help="keep the search tree in the run folder, for its report")
     given = parser.parse_args(list(argv))
     try:
         site, run, search = _site(given.run, given.client, given.vault)
         if given.budget is not None:
             search = check(SearchConfig, search.model_dump() | {"llm_token_budget": given.budget}, "--budget")
+        if given.keep and given.vault:
+            raise ConfigError("--keep: a real site's search stays at the site; leave it out, or give a simulated run")
         solution = ReasoningVault(site).solve(run, given.model, given.question, search, given.seed, given.method)
     except (ConfigError, PolicyError, ValueError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     show(solution, Console())
+    if given.keep:
+        keep(Path(given.run), given.client, solution, words=True)
+        print(f"kept for the report: fedduet report {given.run}")
     return 0
+
+
+def keep_a_search(folder: Path) -> None:
+    """In a simulation: the search for one test question of the first site, without any words, for the run's report."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    task = check_task(config["task"])
+    client = names_of(task)[0]
+    question = load_questions(task, client, int(config["seed"])).test[0].question
+    site, run, search = _site(str(folder), client, None)
+    with suppress(PolicyError):  # a site that keeps questions from the LLM has no search to show
+        keep(folder, client, ReasoningVault(site).solve(run, MODEL, question, search), words=False)
 
 
 def show(solution: Solution, console: Console) -> None:

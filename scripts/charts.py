@@ -12,7 +12,8 @@ Span = tuple[float, float, float]  # mean, low, high
 def svg(width: int, height: int, label: str, body: Sequence[str]) -> str:
     """A picture of `width` x `height` units that scales with the page; `label` is what a screen reader says."""
     inner = "".join(body)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" style="max-width:{width}px">{inner}</svg>'
+    size = "broad" if width > 600 else "narrow"
+    return f'<svg class="{size}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{inner}</svg>'
 
 
 def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> str:
@@ -35,8 +36,8 @@ def intervals(rows: Mapping[str, tuple[Span, Sequence[float]]], highlight: str, 
     """One line a row: its mean with a 95 % interval, and a dot for each single value behind it. Values in [0, 1]."""
     every = [value for (mean, low, high), dots in rows.values() for value in (mean, low, high, *dots) if math.isfinite(value)]
     low, high = max(0.0, min(every) - 0.02), min(1.0, max(every) + 0.02)
-    left, right, top, line = 130, 700, 10, 30
-    height = top + line * len(rows) + 34
+    left, right, top, line = 12, 450, 4, 40  # narrow, and a name above its line, so that a phone shows it whole
+    height = top + line * len(rows) + 30
 
     def x(value: float) -> float:
         return left + (min(max(value, low), high) - low) / max(high - low, 1e-9) * (right - left)
@@ -46,15 +47,15 @@ def intervals(rows: Mapping[str, tuple[Span, Sequence[float]]], highlight: str, 
         body.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{height - 26}" class="grid"/>')
         body.append(text(x(tick), height - 10, f"{tick:g}", "axis", "middle"))
     for number, (name, ((mean, least, most), dots)) in enumerate(rows.items()):
-        y, kind = top + line * number + line / 2, "main" if name == highlight else "other"
-        body.append(text(left - 10, y + 4, name, f"name {kind}", "end"))
+        y, kind = top + line * number + 28, "main" if name == highlight else "other"
+        body.append(text(left - 8, y - 13, name, f"name {kind}"))
         body += [f'<circle cx="{x(dot):.1f}" cy="{y}" r="3" class="dot {kind}"/>' for dot in dots]
         if math.isfinite(least):
             body.append(f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y}" y2="{y}" class="bar {kind}"/>')
         body.append(f'<rect x="{x(mean) - 3:.1f}" y="{y - 8}" width="6" height="16" rx="2" class="mean {kind}"/>')
         body.append(text(right + 10, y + 4, f"{mean:.3f}", f"value {kind}"))
     said = "; ".join(f"{name} {mean:.3f}" for name, ((mean, _, _), _) in rows.items())
-    return svg(770, height, f"{unit}: {said}", body)
+    return svg(510, height, f"{unit}: {said}", body)
 
 
 def lines(series: Mapping[str, Sequence[float | None]], labels: Sequence[str], title: str) -> str:

@@ -8,15 +8,17 @@ from typing import Any
 
 import conf
 from conf.check import RunFailed, check
+from scripts.ask import keep_a_search
 from scripts.federation import FederationConfig, ray_backend, run_inprocess, run_simulation
-from scripts.page import write_page
+from scripts.page import COMMAND, write_page
 from scripts.preflight import preflight
 from scripts.show import Display, print_outcome
 from server.app import build_app, run_path
+from strategies.run_folder import write_atomically
 
 
-def launch(config: dict[str, Any]) -> dict[str, Any]:
-    """Run `config` to its end and return the summary.
+def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Run `config` to its end and return the summary. `command`: how a person asked for it, kept for the report.
 
     Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run did not complete.
     """
@@ -26,6 +28,8 @@ def launch(config: dict[str, Any]) -> dict[str, Any]:
     config = _with_folders(config)
     names = preflight(config)
     folder = Path(config["run"]["folder"])
+    if command:
+        write_atomically(folder / COMMAND, f"{command}\n")
     with Display(folder) as display:
         server_app = build_app([display.event])
         run_apps(server_app, federation, config, len(names))
@@ -33,6 +37,8 @@ def launch(config: dict[str, Any]) -> dict[str, Any]:
     print_outcome(summary, folder)
     if summary["status"] != "completed":
         raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
+    if config["strategy"]["name"] == "gboost" and config["task"]["source"] == "arithmetic":
+        keep_a_search(folder)
     print(f"report: {write_page(folder)}")
     return summary
 

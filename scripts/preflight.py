@@ -17,6 +17,8 @@ from server.app import strategy_settings, task_for
 from server.general import load_general
 from server.llm.config import LLMConfig
 from server.llm.load import check_llm
+from strategies.config import CustomConfig
+from strategies.custom import check_file
 from strategies.gboost import SEARCHES
 from tasks.load import check_data
 from tasks.questions import QuestionsConfig, load_questions, names_of
@@ -29,6 +31,8 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     Builds the built-in world's models when the configuration names them and they are not cached yet.
     """
     settings, tuning = strategy_settings(config)
+    if isinstance(settings, CustomConfig):
+        check_file(settings.file)
     task = task_for(settings, config)
     if isinstance(task, QuestionsConfig):
         return _check_questions(config, settings, task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from scripts.environment import leave, prepare
 prepare()
 
 import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
@@ -117,7 +119,8 @@ def _run_configuration(config: DictConfig) -> Any:
     from scripts.launch import launch
 
     try:
-        accuracy = launch(OmegaConf.to_container(config, resolve=True))["accuracy"]
+        command = shlex.join(["fedduet", *HydraConfig.get().overrides.task])
+        accuracy = launch(OmegaConf.to_container(config, resolve=True), command)["accuracy"]
     except (ConfigError, RunFailed) as problem:
         print(f"error: {problem}", file=sys.stderr)
         _exit_codes.append(2 if isinstance(problem, ConfigError) else 1)

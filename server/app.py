@@ -19,8 +19,9 @@ from conf.check import ConfigError, check, nearest
 from server.cloud import LLMCloud, check_sections
 from server.tuner import LLMTuner, Settings
 from strategies.base import Moves
-from strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig, GBoostConfig
+from strategies.config import CrossLMConfig, CustomConfig, FDKTConfig, FDKTCrossLMConfig, GBoostConfig
 from strategies.crosslm import crosslm
+from strategies.custom import custom
 from strategies.fdkt import fdkt
 from strategies.fdkt_crosslm import fdkt_crosslm
 from strategies.gboost import gboost
@@ -37,6 +38,7 @@ STRATEGIES: Mapping[str, Any] = {
     "crosslm": (CrossLMConfig, crosslm),
     "fdkt_crosslm": (FDKTCrossLMConfig, fdkt_crosslm),
     "gboost": (GBoostConfig, gboost),
+    "custom": (CustomConfig, custom),
 }
 
 
@@ -114,7 +116,7 @@ def strategy_settings(config: Mapping[str, Any]) -> tuple[Any, Settings | None]:
     if name not in STRATEGIES:
         raise ConfigError(f"strategy.name: unknown strategy {name!r}; {nearest(str(name), list(STRATEGIES))}")
     settings = check(STRATEGIES[name][0], config["strategy"], "strategy")
-    if isinstance(settings, FDKTConfig | FDKTCrossLMConfig):
+    if isinstance(settings, FDKTConfig | FDKTCrossLMConfig | CustomConfig):
         one = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
         check_sections(one.curate, one.augment)
     match settings:

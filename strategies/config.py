@@ -101,3 +101,15 @@ class FDKTCrossLMConfig(Section):
     def order(self) -> str:
         """Of the first part."""
         return self.fdkt.order
+
+
+class CustomConfig(Section):
+    """A strategy of the user's own. `file` is read where the ServerApp runs; `settings` go to its function as they are."""
+
+    name: Literal["custom"]
+    file: str
+    settings: Mapping[str, Any] = {}
+    weight: float = pydantic.Field(1.0, ge=0)
+    order: Literal["together", "generated_first"] = "together"
+    curate: Mapping[str, Any] = {}
+    augment: Mapping[str, Any] = {}

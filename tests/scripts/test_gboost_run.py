@@ -10,9 +10,11 @@ from lm.reward_training import fit_likelihood
 from lm.step_labels import LabelledSolution
 from scripts.ask import main as ask
 from scripts.launch import launch
+from scripts.page import write_page
 from scripts.preflight import preflight
 from scripts.report import read_summaries, table
 from scripts.train_reward import main as train_reward
+from tasks.arithmetic import CLIENTS, site_questions
 from tasks.reasoning import prompt
 
 METHODS = "strategy.methods=[slm, llm, proxy_tuning, slm_best_of_n, search_private, gboost, gboost_average]"
@@ -42,6 +44,13 @@ def test_a_run_leaves_the_contract_a_page_and_answers_by_hand(gboost, tmp_path, 
     assert summary["epsilon"] == {} and summary["accuracy_per_client"].keys() == {"bakery", "clinic", "shipyard"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "gboost_average" in page and "LLM tokens" in page and "start with" not in page and "a red is" not in page
+    stored = (tmp_path / "run" / "searches.jsonl").read_text()
+    for site in CLIENTS:  # a test question is searched for the page, and no word of any is kept
+        assert not [one for one in site_questions(site, 84, 0) if one.question in page + stored]
+    (kept,) = map(json.loads, stored.splitlines())
+    assert kept["question"] is kept["answer"] is None and not any({"text", "answer"} & node.keys() for node in kept["nodes"])
+    assert page.count('class="tree"') == 1 and page.count('class="node') == len(kept["nodes"]) - 1 > 0
+    assert page.count('class="node chosen') == len(kept["chosen"]) > 0
     assert "| gboost |" in table(read_summaries([tmp_path / "run"]))
     again = launch(conf.compose(gboost))
     assert again["answers"] == summary["answers"]  # nothing is answered twice
@@ -50,6 +59,8 @@ def test_a_run_leaves_the_contract_a_page_and_answers_by_hand(gboost, tmp_path, 
     assert ask([str(tmp_path / "run"), ASKED, "--client", "bakery", "--budget", "20"]) == 0
     said = capsys.readouterr().out
     assert "answer:" in said and "written by" in said and "LLM tokens" in said
+    assert ask([str(tmp_path / "run"), ASKED, "--client", "clinic", "--budget", "20", "--keep"]) == 0
+    assert "for the report" in capsys.readouterr().out and ASKED in write_page(tmp_path / "run").read_text()
     for arguments, why in (
         ([ASKED, "--client", "bakry"], "did you mean bakery"),
         (["  ", "--client", "bakery"], "found an empty text"),
