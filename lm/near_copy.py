@@ -74,10 +74,12 @@ def _has_near_copy(
     prefix = own[: len(own) - math.ceil(threshold * len(own) - 1e-9) + 1]
     if not prefix:
         return False
-    sharing = np.bincount(np.concatenate([holders[shingle] for shingle in prefix]), minlength=len(sizes))
-    found = np.flatnonzero((sharing > 0) & present)
+    sharing = np.concatenate([holders[shingle] for shingle in prefix])
+    found = np.unique(sharing[present[sharing]])
     if len(found) <= _FEW:
         common = np.array([len(set(own).intersection(ranked[other])) for other in found], dtype=np.int64)
     else:
-        common = np.bincount(np.concatenate([holders[shingle] for shingle in own]), minlength=len(sizes))[found]
+        everywhere = np.concatenate([holders[shingle] for shingle in own])
+        place = np.searchsorted(found, everywhere).clip(max=len(found) - 1)
+        common = np.bincount(place[found[place] == everywhere], minlength=len(found))
     return bool((common >= threshold * (len(own) + sizes[found] - common) - 1e-9).any())
