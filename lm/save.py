@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 
 from lm.load import merged, quiet, trainable
 
@@ -17,6 +18,16 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
     with quiet():
         merged(model).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
+
+
+def keep_trained(model: Any, tokenizer: Any, folder: str | Path, base: str) -> None:
+    """Writes what training changed: the LoRA adapter of the model in `base`, or, where there is none, the whole model."""
+    if not isinstance(model, PeftModel):
+        return save_model(model, tokenizer, folder)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    with quiet():
+        model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def trainable_arrays(model: Any) -> dict[str, np.ndarray]:

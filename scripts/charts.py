@@ -58,9 +58,15 @@ def intervals(rows: Mapping[str, tuple[Span, Sequence[float]]], highlight: str, 
     return svg(510, height, f"{unit}: {said}", body)
 
 
-def lines(series: Mapping[str, Sequence[float | None]], labels: Sequence[str], title: str) -> str:
-    """One line a series over the same places; None: not measured there."""
+def lines(
+    series: Mapping[str, Sequence[float | None]],
+    labels: Sequence[str],
+    title: str,
+    dots: Mapping[str, Sequence[Sequence[float]]] | None = None,
+) -> str:
+    """One line a series over the same places; None: not measured there. `dots`: the single values behind a series' places."""
     values = [value for points in series.values() for value in points if value is not None]
+    values += [value for places in (dots or {}).values() for place in places for value in place]
     if not values:
         return ""
     low, high = min(values), max(values)
@@ -85,6 +91,8 @@ def lines(series: Mapping[str, Sequence[float | None]], labels: Sequence[str], t
         places = [at(place, value) for place, value in enumerate(points) if value is not None]
         if not places:
             continue
+        behind = [at(place, value) for place, single in enumerate((dots or {}).get(name, ())) for value in single]
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" class="dot c{number % 5}"/>' for x, y in behind]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         body.append(f'<polyline points="{path}" class="curve c{number % 5}"/>')
         body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="c{number % 5}"/>' for x, y in places]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +14,7 @@ from typing import Any, Literal
 import pydantic
 
 import conf
-from conf.check import Section
+from conf.check import ConfigError, Section
 
 
 class FederationConfig(Section):
@@ -21,11 +23,18 @@ class FederationConfig(Section):
     kind: Literal["inprocess", "simulation"]
     cpus_per_client: float = pydantic.Field(1.0, gt=0)  # Ray: how many clients work at once = cores / this
     gpus_per_client: float = pydantic.Field(0.0, ge=0)
-    ray_address: str | None = None  # attach to a standing Ray, e.g. a cluster
+    ray_address: str | None = None  # attach to a standing Ray: "auto" (on this machine) or HOST:PORT of a cluster's head
     phase_timeout: float = pydantic.Field(3600.0, gt=0)
     gather_timeout: float = pydantic.Field(120.0, gt=0)
     minimum_sites: int = pydantic.Field(1, ge=1)
     state_folder: str | None = None  # where simulated sites keep ledger and models; null: in the run folder
+
+    @pydantic.field_validator("ray_address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value not in (None, "auto") and not re.fullmatch(r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}", value):
+            raise ValueError(f"found {value!r}; allowed: null (a Ray of the run's own), auto, or HOST:PORT of a Ray head")
+        return value
 
 
 def run_inprocess(server_app: Any, client_app: Any, config: Mapping[str, Any], nodes: int) -> None:
@@ -78,6 +87,27 @@ def run_simulation(
             run=run,
             verbose_logging=level <= logging.DEBUG,
         )
+
+
+def check_ray(config: FederationConfig) -> None:
+    """Raises ConfigError where `ray_address` names a head that does not answer, before anything is loaded."""
+    if config.kind != "simulation" or config.ray_address is None:
+        return
+    if config.ray_address == "auto":
+        from ray._private.services import find_gcs_addresses
+
+        if not find_gcs_addresses():
+            raise ConfigError(
+                "federation.ray_address: found auto, but no Ray runs on this machine; start one (ray start --head) or leave it out"
+            )
+        return
+    host, _, port = config.ray_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as problem:
+        raise ConfigError(
+            f"federation.ray_address: nothing answers at {config.ray_address} ({problem}); start a head (ray start --head), or leave it out"
+        ) from None
 
 
 def ray_backend(config: FederationConfig) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import conf
 from conf.check import RunFailed, check
+from scripts import trackers
 from scripts.ask import keep_a_search
-from scripts.federation import FederationConfig, ray_backend, run_inprocess, run_simulation
+from scripts.federation import FederationConfig, check_ray, ray_backend, run_inprocess, run_simulation
 from scripts.page import COMMAND, write_page
 from scripts.preflight import preflight
 from scripts.show import Display, print_outcome
@@ -22,17 +26,20 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
 
     Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run did not complete.
     """
-    import json
-
     federation = check(FederationConfig, config["federation"], "federation")
+    check_ray(federation)
+    tracked = trackers.checked(config.get("tracking"))
     config = _with_folders(config)
     names = preflight(config)
     folder = Path(config["run"]["folder"])
     if command:
         write_atomically(folder / COMMAND, f"{command}\n")
-    with Display(folder) as display:
-        server_app = build_app([display.event])
+    before = len((folder / "events.jsonl").read_bytes().splitlines()) if (folder / "events.jsonl").is_file() else 0
+    tracking = trackers.Tracking(trackers.sinks(tracked, folder), step=before)
+    with Display(folder) as display, contextlib.closing(tracking):
+        server_app = build_app([display.event, tracking.event])
         run_apps(server_app, federation, config, len(names))
+        tracking.finish(json.loads((folder / "summary.json").read_text()), time.time())
     summary = json.loads((folder / "summary.json").read_text())
     print_outcome(summary, folder)
     if summary["status"] != "completed":

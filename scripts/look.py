@@ -111,7 +111,8 @@ def model_folder(run: Path, client: str, model: str | None) -> Path:
         raise ConfigError(f"--client: found {client!r}; {nearest(client, list(summary['accuracy_per_client']))}")
     kept = sites / site_folder(client) / "models" / (run / "run_id").read_text().strip()
     name = model or taught_by(summary["strategy"])
-    there = sorted(folder.name for folder in kept.iterdir() if (folder / "config.json").is_file()) if kept.is_dir() else []
+    models = sorted(file.parent.name for file in kept.glob("*/config.json")) if kept.is_dir() else []
+    there = [one for one in models if not one.startswith("generator-")]
     if name not in there:
         raise ConfigError(f"--model: found {name!r}; {client} keeps {', '.join(there) or 'no model of this run'}")
     return kept / name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from scripts.environment import leave, prepare
@@ -16,19 +18,24 @@ prepare()
 import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 import conf  # noqa: E402
 from conf.check import ConfigError, RunFailed, nearest  # noqa: E402
+from scripts import sweep  # noqa: E402
 
 USAGE = """fedduet: a cloud LLM and private small language models improve each other
 
   fedduet strategy=fdkt task=world privacy.epsilon=8 seed=0     run (Hydra overrides; -m sweeps; --cfg job prints the configuration)
   fedduet run.folder=runs/NAME ...                              the same command again resumes
+  fedduet check OVERRIDES...                                    what a run will take (epsilon, tokens, time, memory), without running it
   fedduet pretrain --help                                       train a causal LM on text files
   fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
   fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
+  fedduet sweep-report DIR [--out FILE]                         all jobs of a sweep as one table and one page
   fedduet watch RUN                                             follow a run that goes on in another process
+  fedduet track RUN... --to mlflow|wandb|tensorboard            repeat finished runs to a tracker (tracking.to=... does it as a run goes on)
   fedduet predict RUN --client C TEXT...                        what a site's trained SLM says of a text
   fedduet ask RUN --client C "QUESTION"                         one question to a site, answered by its SLM and the LLM (G-Boost)
   fedduet train-reward --questions FILE --llm DIR --out DIR     a process reward model from sampled solutions
@@ -44,9 +51,12 @@ COMMANDS = {  # name: module and function, imported when it is asked for
     "pretrain": "scripts.pretrain:main",
     "table": "scripts.report:main",
     "report": "scripts.page:main",
+    "sweep-report": "scripts.sweep_report:main",
+    "check": "scripts.forecast:main",
     "ask": "scripts.ask:main",
     "train-reward": "scripts.train_reward:main",
     "watch": "scripts.look:watch",
+    "track": "scripts.trackers:main",
     "predict": "scripts.look:predict",
     "audit": "scripts.audit:main",
     "gateway": "scripts.gateway:main",
@@ -71,7 +81,10 @@ def main() -> int:
             groups = ("strategy", "task", "llm", "slm", "generator", "privacy", "federation")
             print(USAGE.format(groups="; ".join(f"{group}={'|'.join(conf.choices(group))}" for group in groups)))
             return 0
-        _check_words(arguments)
+        _complete_commands(arguments)
+        check_words(arguments)
+        if sweep.is_sweep(arguments):
+            return _sweep(arguments)
         _run_configuration()
         return max(_exit_codes, default=0)
     except ConfigError as problem:
@@ -85,7 +98,14 @@ def main() -> int:
         return 130
 
 
-def _check_words(arguments: list[str]) -> None:
+def _complete_commands(arguments: list[str]) -> None:
+    """For shell completion (docs/sweeps.md), which Hydra does of overrides alone: the sub-commands that the first word may become."""
+    typed = os.environ.get("COMP_LINE", "").split(" ")[1:]
+    if "-sc" in arguments and any(word.startswith("query=") for word in arguments) and len(typed) == 1:
+        print(" ".join(name for name in COMMANDS if name.startswith(typed[0])))
+
+
+def check_words(arguments: list[str]) -> None:
     """Catch what Hydra would answer with a page of text: a word that is no override, or an unknown choice of a group."""
     for argument in arguments:
         if argument.startswith("-"):
@@ -110,14 +130,35 @@ def _advice(problem: str) -> str:
     return f"unknown key {key!r}; {nearest(key, list(conf.keys(conf.compose([]))))}"
 
 
-_exit_codes: list[int] = []  # of this process's jobs: one, or those of a sweep
+def _sweep(arguments: list[str]) -> int:
+    """All jobs of a sweep, then its table. 1 when a job did not complete; the others have run all the same."""
+    from scripts.sweep_report import conclude
+
+    planned = sweep.plan(arguments)
+    if not any(word.startswith("hydra.sweep.dir=") for word in arguments):
+        sys.argv.append(f"hydra.sweep.dir={planned.folder}")
+    print(f"sweep folder: {planned.folder}, {len(planned.jobs)} jobs")
+    try:
+        _run_configuration()
+    except (ConfigError, HydraException):
+        raise
+    except Exception as failure:  # a launcher's worker died; what it ran is named below
+        print(f"error: the launcher stopped: {type(failure).__name__}: {failure}", file=sys.stderr)
+    return conclude(planned.folder, planned.jobs)
+
+
+_exit_codes: list[int] = []  # of the run
 
 
 @hydra.main(config_path=str(conf.FOLDER), config_name="config", version_base="1.3")
 def _run_configuration(config: DictConfig) -> Any:
-    """One job. What stops it is said here, so that the other jobs of a sweep go on."""
+    """One run, or one job of a sweep, whose other jobs go on whatever stops it."""
     from scripts.launch import launch
 
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        overrides = list(hydra_config.overrides.task)
+        return sweep.run_job(Path(hydra_config.sweep.dir).absolute(), overrides, OmegaConf.to_container(config, resolve=True), launch)
     try:
         command = shlex.join(["fedduet", *HydraConfig.get().overrides.task])
         accuracy = launch(OmegaConf.to_container(config, resolve=True), command)["accuracy"]

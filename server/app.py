@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 import conf
 from conf.check import ConfigError, check, nearest
+from server.cards import write_adapter_cards
 from server.cloud import LLMCloud, check_sections
 from server.tuner import LLMTuner, Settings
 from strategies.base import Moves
@@ -90,6 +91,7 @@ def conduct(grid: Grid, config: Mapping[str, Any], listeners: Iterable[Listener]
         run.event("end", status=status)
         summary = summarise(run, moves, config, status, cloud.description if cloud else _llm_of(config))
         run.summary(summary)
+        write_adapter_cards(run.path, summary)
         if cloud:
             cloud.close()
     return summary

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from conf.check import ConfigError
+
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -43,15 +45,12 @@ class RunFolder:
 
     def _keep_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml; refuse a folder that holds a different run."""
-        file = self.path / "config.yaml"
-        text = yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
-        if not file.exists():
-            write_atomically(file, text)
+        text = _as_yaml(config)
+        if not (self.path / "config.yaml").exists():
+            write_atomically(self.path / "config.yaml", text)
             return
-        found, wanted = yaml.safe_load(file.read_text()), yaml.safe_load(text)
-        differ = sorted(_differences(found, wanted))
-        if differ:
-            raise ValueError(
+        if differ := differing(self.path, config):
+            raise ConfigError(
                 f"{self.path} holds a run with another configuration; it differs in {', '.join(differ)}. "
                 "Use another folder (run.folder=...) or the same configuration."
             )
@@ -126,7 +125,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_MAY_DIFFER = {"run", "federation"}  # where and how a run executes, not what it computes
+_MAY_DIFFER = {"run", "federation", "tracking"}  # where and how a run executes, not what it computes
+
+
+def differing(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """The keys in which the run in the folder `path` was configured otherwise, where and how it executes aside; [] where none is."""
+    file = path / "config.yaml"
+    return sorted(_differences(yaml.safe_load(file.read_text()), yaml.safe_load(_as_yaml(config)))) if file.exists() else []
+
+
+def _as_yaml(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False)
 
 
 def _differences(found: Any, wanted: Any, at: str = "") -> Iterator[str]:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import conf
 from scripts.docs_pages import CODE, pages
-from scripts.run import COMMANDS, _check_words, _command
+from scripts.run import COMMANDS, _command, check_words
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,7 +45,7 @@ def commands(text):
 def composes(overrides):
     """Whether Hydra takes them; of a sweep its first job."""
     overrides = [one for one in overrides if one not in OPEN and not one.startswith("-") and one != "job"]
-    _check_words(overrides)
+    check_words(overrides)
     first = []
     for one in OverridesParser.create().parse_overrides(overrides):
         value = next(iter(one.sweep_iterator())) if one.is_sweep_override() else None

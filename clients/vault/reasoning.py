@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from clients.vault import policy as rules
 from clients.vault.answers import Answering, check_search, method_of
+from clients.vault.cards import write_reasoning_card
 from clients.vault.config import SiteConfig
 from clients.vault.policy import PolicyError
 from clients.vault.refusing import refusing
@@ -69,6 +70,7 @@ class ReasoningVault:
             tokenizer.save_pretrained(folder)
         else:
             save_model(model, tokenizer, folder)
+        write_reasoning_card(folder, self.config, request, len(train), steps, isinstance(model, PeftModel))
         self._answering.clear()
         return Learned(request.model, len(train), 0, steps, round(time.monotonic() - began, 1)), None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from clients.vault.config import GeneratorConfig
 from lm.dpsgd import TrainReport, prepare_generator, train_generator
@@ -11,6 +12,7 @@ from lm.load import load_causal_lm, load_tokenizer, merged
 from lm.randomness import NoiseSource, derive
 from lm.rules import Rules, control_heads, filter_texts
 from lm.sample import sample_texts
+from lm.save import keep_trained
 from tasks.standin import resolve
 from tasks.task import Record, Task
 from wire.messages import LabelledTexts
@@ -25,17 +27,21 @@ def write_demonstrations(
     per_label: int,
     randomness: NoiseSource,
     seed: int,
+    keep: Path | None = None,
 ) -> tuple[LabelledTexts, dict[str, int], TrainReport]:
     """Train on `records` and sample `per_label` texts for every label, whatever the labels' private shares.
 
     Returns the texts, how many samples each rule dropped, and what training ran. Fewer texts come back when `config.attempts` rounds
     of sampling did not yield enough that pass the rules. Everything returned but the report is post-processing of the DP model.
+    `keep`: a folder that gets the trained generator: its adapter, or, of full training, all of it.
     """
     path = resolve(config.path)
     tokenizer = load_tokenizer(path, generates=True)
     model = prepare_generator(load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator"))
     controls = [task.control(record.domain or domain, record.label) for record in records]
     report = train_generator(model, tokenizer, controls, [r.text for r in records], config, noise_multiplier, randomness)
+    if keep:
+        keep_trained(model, tokenizer, keep, path)
     writer = merged(model)
     heads = control_heads(task.control_code)
     texts: dict[int, list[str]] = {label: [] for label in range(len(task.labels))}

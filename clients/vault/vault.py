@@ -15,6 +15,7 @@ import numpy as np
 
 from clients.vault import feedback
 from clients.vault import policy as rules
+from clients.vault.cards import write_generator_card, write_slm_card
 from clients.vault.config import SiteConfig
 from clients.vault.ledger import Charge, Ledger, LedgerError
 from clients.vault.policy import PolicyError
@@ -23,6 +24,7 @@ from clients.vault.releases import Releases, write_once
 from clients.vault.slm import SLM
 from clients.vault.synthesis import write_demonstrations
 from lm.accounting import BudgetError, Event, compose
+from lm.card import add_metric
 from lm.dpsgd import planned_steps
 from lm.randomness import NoiseSource, SecureNoise, SeededNoise
 from tasks.load import build_task, load_client, load_pooled
@@ -87,6 +89,7 @@ class Vault:
             request.per_label,
             self._randomness(request.round),
             request.seed,
+            keep=(kept := self.config.folder / "models" / request.run / f"generator-{request.round}"),
         )
         if event.kind != "none" and (report.steps, report.sample_rate) != (event.steps, event.sample_rate):
             ran = f"training ran {report.steps} steps at rate {report.sample_rate}"
@@ -103,6 +106,7 @@ class Vault:
             self.config.generator.clip,
             len(train),
         )
+        write_generator_card(kept, self.config, self.domain, receipt)
         return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
 
     @refusing
@@ -115,6 +119,8 @@ class Vault:
         rules.check_rows(request.data, len(self.task.labels))
         slm = self._slm(request.run)
         steps = slm.train(request, split, arrays or {})
+        kept = self.config.folder / "models" / request.run / request.model
+        write_slm_card(kept, self.config, self.task, self.domain, request, len(split.train), steps)
         seconds = round(time.monotonic() - began, 1)  # no finer: it depends on the lengths of private texts
         learned = Learned(request.model, len(split.train) if request.private else 0, len(request.data), steps, seconds)
         if not request.share_weights:
@@ -140,6 +146,8 @@ class Vault:
         folder = self.config.pooled_folder if request.scope == "pooled" else self.config.folder
         right = self._slm(request.run, folder).right(request.model, self._records.test)
         name = self.config.client
+        if request.scope == "own":
+            add_metric(self.config.folder / "models" / request.run / request.model, "test accuracy", float(right.mean()), len(right))
         return self._measurements.keep(measured, Evaluated(request.model, {name: int(right.sum())}, {name: len(right)}))
 
     @refusing
