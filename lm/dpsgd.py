@@ -38,7 +38,7 @@ class DPConfig(Section):
     clip: float = pydantic.Field(default=1.0, gt=0)  # C, L2 over all trainable parameters of one example
     mask_control_code: bool = False  # true: the control code's own tokens carry no loss
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of forward and backward; gradients are summed in float32
-    engine: Literal["auto", "book_keeping", "vmap", "hooks"] = "auto"  # how gradients are clipped; changes the result by rounding only
+    engine: Literal["book_keeping", "vmap", "hooks"] = "book_keeping"  # how gradients are clipped; changes the result by rounding only
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def prepare_generator(model: Any, config: DPConfig, seed: int = 0) -> Any:
     return model.requires_grad_(True)
 
 
-def engine_for(config: DPConfig) -> Callable[[Any, bool], AbstractContextManager[Engine]]:
-    """The configured engine. "auto": vmap for LoRA, whose per-example gradients are small, and book-keeping for all weights."""
-    name = config.engine if config.engine != "auto" else ("vmap" if config.method == "lora" else "book_keeping")
-    return {"book_keeping": book_keeping_engine, "vmap": vmap_engine, "hooks": hooks_engine}[name]
+ENGINES: dict[str, Callable[[Any, bool], AbstractContextManager[Engine]]] = {
+    "book_keeping": book_keeping_engine,
+    "vmap": vmap_engine,
+    "hooks": hooks_engine,
+}
 
 
 def poisson_batch(n: int, rate: float, randomness: NoiseSource) -> list[int]:
@@ -112,7 +113,7 @@ def train_generator(
     steps, rate = planned_steps(config, len(texts))
     rows = [encode_document(tokenizer, c, t, config.max_tokens) for c, t in zip(controls, texts, strict=True)]
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    engine = engine or engine_for(config)
+    engine = engine or ENGINES[config.engine]
     sizes = []
     with engine(model, use_bf16(config.precision)) as add:
         for step in range(steps):

@@ -54,7 +54,7 @@ class SecureNoise:
     floating-point Gaussian mechanism this one is not proven against attacks on the low bits (Mironov 2012).
     """
 
-    chunk = 1 << 16  # numbers at a time: what a core's cache holds
+    chunk = 1 << 15  # numbers at a time: what a core's cache holds
 
     def uniform(self, count: int) -> np.ndarray:
         bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)

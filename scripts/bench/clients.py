@@ -29,13 +29,14 @@ SETTINGS = [
     "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
 ]
 CODE = """
-import json, resource, sys
+import json, sys
 from scripts.environment import prepare
 prepare()
 import conf
 from scripts.launch import launch
 summary = launch(conf.compose(json.loads(sys.argv[1])))
-print(json.dumps([summary["seconds"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+from scripts.bench.dp import high_water
+print(json.dumps([summary["seconds"], high_water()]))
 """
 
 
@@ -56,9 +57,9 @@ def run(clients: int, model: Path, folder: Path) -> tuple[dict[str, float], int,
     done = subprocess.run([sys.executable, "-c", CODE, json.dumps(overrides)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the run with {clients} clients failed: {done.stderr[-500:]}")
-    seconds, kilobytes = json.loads(done.stdout.splitlines()[-1])
+    seconds, peak = json.loads(done.stdout.splitlines()[-1])
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return seconds, kilobytes * 1024, sum(event["event"] == "sent" for event in events)
+    return seconds, peak, sum(event["event"] == "sent" for event in events)
 
 
 def measure(turns: int, small: bool) -> list[Figure]:

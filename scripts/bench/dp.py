@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from lm.bookkeeping import book_keeping_engine
-from lm.dpsgd import DPConfig, engine_for, prepare_generator, set_noisy_gradients
+from lm.dpsgd import ENGINES, DPConfig, prepare_generator, set_noisy_gradients
 from lm.load import eager_attention, trainable
-from lm.per_example import ClippedSum, LossBatch, hooks_engine, row_losses, vmap_engine
+from lm.per_example import ClippedSum, LossBatch, row_losses
 from lm.precision import use_bf16
 from lm.randomness import SecureNoise
 from scripts.bench.paired import Figure, device, ratio, take_turns
 from scripts.bench.shapes import random_llama
 
 ROWS, TOKENS = 8, 128
-ENGINES = {"book-keeping": book_keeping_engine, "vmap": vmap_engine, "Opacus hooks": hooks_engine}
+NAMES = {"ours": "book_keeping", "vmap": "vmap", "Opacus hooks": "hooks"}
 AIMS = {"lora": "<= 1.05", "full": "<= 1.15"}
 OVER_OPACUS = {"Opacus hooks": ">= 1.4", "Opacus ghost": ">= 1.6"}
 
@@ -35,24 +34,14 @@ def batch(vocabulary: int) -> LossBatch:
     return LossBatch(ids.to(device()), torch.full((ROWS, TOKENS - 1), 1 / (TOKENS - 1), device=device()))
 
 
-def ways(shape: str, method: str, names: list[str], stack: ExitStack) -> dict[str, Callable[[], None]]:
-    """A step of training by each of `names`, each with a model of its own; what they have open is closed with `stack`."""
-    return {name: way(shape, method, name, stack) for name in names}
-
-
-def way(shape: str, method: str, name: str, stack: ExitStack) -> Callable[[], None]:
-    """A step: batch, gradients, noise, optimizer. "plain" is the step without clipping and noise."""
-    bf16 = use_bf16("auto", device().type)
+def way(shape: str, method: str, name: str, stack: ExitStack, precision: str = "auto", micro: int = 1) -> Callable[[], None]:
+    """A step: `micro` batches, noise, optimizer. "plain" is the step without clipping and noise. What is open closes with `stack`."""
+    bf16 = use_bf16(precision, device().type)
     model = prepare_generator(random_llama(shape, tied=name != "Opacus ghost"), DPConfig(method=method))  # ghost refuses tied weights
     parameters, rows = trainable(model), batch(model.config.vocab_size)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0, fused=True)
     if name == "Opacus ghost":
         return ghost(model, rows, bf16, stack)
-
-    def finish(total: ClippedSum) -> None:
-        set_noisy_gradients(parameters, total, 1.0, ROWS, SecureNoise())
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     if name == "plain":
         stack.enter_context(eager_attention(model))
@@ -61,17 +50,23 @@ def way(shape: str, method: str, name: str, stack: ExitStack) -> Callable[[], No
             with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
                 logits = model(input_ids=rows.ids, attention_mask=torch.ones_like(rows.ids), use_cache=False).logits
             row_losses(logits, rows.ids, rows.weights).mean().backward()
+
+        def step() -> None:
+            for _ in range(micro):
+                plain()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        return plain
-    engine = engine_for(DPConfig(method=method)) if name == "ours" else ENGINES[name]
-    add = stack.enter_context(engine(model, bf16))
+        return step
+    add = stack.enter_context(ENGINES[NAMES[name]](model, bf16))
 
     def private() -> None:
         total = ClippedSum(parameters, 1.0)
-        add(rows, total)
-        finish(total)
+        for _ in range(micro):
+            add(rows, total)
+        set_noisy_gradients(parameters, total, 1.0, micro * ROWS, SecureNoise())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return private
 
@@ -116,26 +111,45 @@ def report_peak(shape: str, method: str, name: str) -> None:
         step = way(shape, method, name, stack)
         step()
         step()
-    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(used)
+    print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else high_water())
+
+
+def high_water() -> int:
+    """Bytes that this process held at most; the kernel's ru_maxrss would count what the parent held."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def compared(turns: int, shape: str, method: str, names: list[str], **settings: Any) -> dict[str, list[float]]:
+    """Seconds of a step by each of `names`, each with a model of its own."""
+    with ExitStack() as stack:
+        return take_turns({name: way(shape, method, name, stack, **settings) for name in names}, turns)
 
 
 def measure(turns: int, small: bool) -> list[Figure]:
     """Ratios for LoRA and for all weights, at both shapes (`small`: the smaller one only)."""
     figures = []
     for shape in ["12.5 M"] if small else ["12.5 M", "135 M"]:
-        for method, others in {"lora": ["vmap", "book-keeping"], "full": ["Opacus hooks", "Opacus ghost"]}.items():
-            where = f"{shape}, {'LoRA' if method == 'lora' else 'all weights'}, {ROWS} x {TOKENS}"
-            with ExitStack() as stack:
-                seconds = take_turns(ways(shape, method, ["plain", "ours", *others], stack), turns)
-            value, spread = ratio(seconds, "ours", "plain")
-            detail = f"{spread}; {statistics.median(seconds['plain']):.3f} s without privacy"
-            figures.append(Figure("dp", f"DP step / plain step, {where}", value, "x", AIMS[method], detail))
+        for method, others in {"lora": ["vmap"], "full": ["Opacus hooks", "Opacus ghost"]}.items():
+            where = f"{shape}, {'LoRA' if method == 'lora' else 'all weights'}"
+            seconds = compared(turns, shape, method, ["plain", "ours", *others])
+            figures.append(against_plain(f"{where}, {ROWS} x {TOKENS}", seconds, AIMS[method]))
             for other in others:
                 value, spread = ratio(seconds, other, "ours")
                 figures.append(Figure("dp", f"{other} / ours, {where}", value, "x", OVER_OPACUS.get(other, ""), spread))
             if method == "full":
+                float32 = compared(turns, shape, method, ["plain", "ours"], precision="fp32")
+                figures.append(against_plain(f"{where}, {ROWS} x {TOKENS}, float32", float32, AIMS[method]))
+                logical = compared(1, shape, method, ["plain", "ours"], micro=8)
+                figures.append(against_plain(f"{where}, 8 micro-batches and one noise", logical, AIMS[method]))
                 plain, ours = peak_bytes(shape, method, "plain"), peak_bytes(shape, method, "ours")
                 detail = f"{ours / 2**20:.0f} MiB, {plain / 2**20:.0f} without privacy"
-                figures.append(Figure("dp", f"DP peak memory / plain, {where}", ours / plain, "x", "<= 1.15", detail))
+                figures.append(Figure("dp", f"peak memory DP / plain, {where}", ours / plain, "x", "<= 1.15", detail))
     return figures
+
+
+def against_plain(where: str, seconds: dict[str, list[float]], aim: str) -> Figure:
+    """The step with privacy over the one without."""
+    value, spread = ratio(seconds, "ours", "plain")
+    detail = f"{spread}; {statistics.median(seconds['plain']):.3f} s without privacy"
+    return Figure("dp", f"DP step / plain step, {where}", value, "x", aim, detail)
