@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= passive
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 68719476736
 
-.PHONY: install demo deploy-demo bench test test-browser check lint docs screenshots clean
+.PHONY: install demo deploy-demo bench test test-browser check audit-code lint docs screenshots clean
 
 install: .venv/.installed
 
@@ -49,7 +49,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-check: lint test  ## lint and test
+audit-code: install  ## bandit over the source (pyproject.toml says what it skips), and the locked packages against known vulnerabilities
+	$(BIN)/bandit -q -c pyproject.toml -r clients conf lm scripts server strategies tasks wire
+	@$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off > .audit.log 2>&1; code=$$?; \
+	unknown=$$(grep -c "could not be audited" .audit.log); \
+	if grep -qE "^Found [0-9]+ known vulnerabilit" .audit.log; then cat .audit.log; exit 1; \
+	elif [ $$code -eq 0 ] && [ $$unknown -eq 0 ]; then echo "pip-audit: no known vulnerabilities in the locked packages"; \
+	else echo "WARNING: pip-audit could not look the locked packages up ($$unknown not found, exit code $$code):"; \
+		echo "they were NOT checked for known vulnerabilities; see .audit.log"; fi
+
+check: lint audit-code test  ## lint, known vulnerabilities, and tests
 
 clean:
-	rm -rf .venv runs site .pytest_cache .ruff_cache
+	rm -rf .venv runs site .pytest_cache .ruff_cache .audit.log

@@ -7,7 +7,7 @@ highest are guessed "in", the lowest "out", the rest is not guessed. How many gu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from lm.accounting import Event, compose
 from lm.batch import Encoded
 from lm.load import trainable
 from lm.per_example import ClippedSum, Engine, LossBatch, vmap_engine
@@ -25,13 +26,17 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Audit:
-    """`epsilon`: with probability `confidence` no mechanism of a smaller epsilon would have been guessed so well. `right` of `guesses`."""
+    """`epsilon`: with probability `confidence` no mechanism of a smaller epsilon would have been guessed so well. `right` of `guesses`.
+
+    `by_curve`: the same among mechanisms of the claimed kind, which may have another noise than is claimed; see `audit_apart`.
+    """
 
     epsilon: float
     guesses: int
     right: int
     canaries: int
     confidence: float = CONFIDENCE
+    by_curve: float | None = None
 
 
 def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
@@ -83,6 +88,68 @@ def audit(scores: Sequence[float], included: Sequence[bool], delta: float, confi
     return best
 
 
+def audit_apart(
+    scores: Sequence[float],
+    included: Sequence[bool],
+    delta: float,
+    mechanism: Callable[[float], Event],
+    confidence: float = CONFIDENCE,
+) -> Audit:
+    """The bounds for canaries of which each shows on a score of its own, with noise of its own: worst cases only.
+
+    Every canary is then a trial of one experiment: of those in, a share p has scores beyond a threshold, of those out a share q, and
+    (epsilon, delta) means p <= e^epsilon q + delta. Half of the canaries choose the threshold, the others give Clopper-Pearson bounds
+    of p and q (Nasr et al. 2021). `by_curve` asks more of the claim: `mechanism(sigma)` is what the accountant knows, and all its pairs
+    of epsilon and delta must hold (Nasr et al. 2023): too little noise then shows in the middle of the scores, not in their tails only.
+    """
+    values, was = np.asarray(scores, dtype=np.float64), np.asarray(included, dtype=bool)
+    first = np.arange(len(values)) % 2 == 0
+    if len({*was[first]}) < 2 or len({*was[~first]}) < 2:
+        return Audit(0.0, 0, 0, len(values), confidence, 0.0)
+    tails = [(values, was), (-values, ~was)]
+    shares = np.unique(np.geomspace(8 / max(9, len(values)), 0.9, 32))
+    options = [(told, score, float(np.quantile(score[first], 1 - share))) for score, told in tails for share in shares]
+
+    def rates(option: tuple[np.ndarray, np.ndarray, float], part: np.ndarray) -> tuple[float, float, int, int]:
+        told, score, threshold = option
+        beyond, told = score[part] >= threshold, told[part]
+        right, wrong = int((beyond & told).sum()), int((beyond & ~told).sum())
+        return *_clopper_pearson(right, int(told.sum()), wrong, int((~told).sum()), confidence), right, wrong
+
+    def plain(low: float, high: float) -> float:
+        return max(0.0, math.log((low - delta) / high)) if low > delta else 0.0
+
+    def distance(low: float, high: float) -> float:
+        return float(stats.norm.ppf(low) - stats.norm.ppf(high)) if low > 0 else -math.inf
+
+    low, high, right, wrong = rates(max(options, key=lambda option: plain(*rates(option, first)[:2])), ~first)
+    middle = rates(max(options, key=lambda option: distance(*rates(option, first)[:2])), ~first)
+    return Audit(plain(low, high), right + wrong, right, len(values), confidence, _by_curve(*middle[:2], delta, mechanism))
+
+
+def _clopper_pearson(right: int, ins: int, wrong: int, outs: int, confidence: float) -> tuple[float, float]:
+    """(at least this share of `ins`, at most this share of `outs`), both together with `confidence`."""
+    low = stats.beta.ppf((1 - confidence) / 2, right, ins - right + 1) if right else 0.0
+    high = stats.beta.ppf((1 + confidence) / 2, wrong + 1, outs - wrong) if wrong < outs else 1.0
+    return float(low), float(high)
+
+
+def _by_curve(low: float, high: float, delta: float, mechanism: Callable[[float], Event]) -> float:
+    """Epsilon at `delta` of the least noise that these shares are at odds with; 0.0 when they fit a deviation of 200, too."""
+    deltas = np.geomspace(1e-6, 0.95, 24).tolist()
+
+    def at_odds(sigma: float) -> bool:
+        return any(low > math.exp(min(700.0, compose([mechanism(sigma)], one))) * high + one for one in deltas)
+
+    least, most = 0.05, 200.0
+    if not at_odds(most):
+        return 0.0
+    while most / least > 1.005:
+        middle = math.sqrt(least * most)
+        least, most = (least, middle) if at_odds(middle) else (middle, most)
+    return compose([mechanism(most)], delta)
+
+
 class GradientWatcher:
     """White box: estimates from what every step shows which canaries were in its batch. Give it to `train_generator` as `watch`.
 
@@ -119,15 +186,18 @@ class DiracCanaries:
     """Worst case: canary i's gradient is one coordinate of its own, ten times the clipping norm long, so that nothing hides it.
 
     `engine` goes to `train_generator`, whose sampler, clipping and noise are what is audited; the object itself is its `watch`. `rows`
-    are the encoded training rows of all canaries, in their order. `scores` [n]: the sum of what the steps show on their coordinates.
+    are the encoded training rows of all canaries, in their order. `scores` [n]: log-likelihood ratios of in against out, the best test of
+    all: over the steps, sum of log(1 - q + q e^((2 y - 1) / (2 sigma^2))), y what a step shows on the canary's coordinate in units of
+    `clip`, q the sample `rate`. `sigma` is the planned noise multiplier (at least 0.05 is used), `expected` the expected batch size.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Encoded], clip: float) -> None:
+    def __init__(self, model: Any, rows: Sequence[Encoded], clip: float, sigma: float, rate: float, expected: float) -> None:
         self._numbers = {tuple(row.ids): number for number, row in enumerate(rows)}
-        self._largest = max(trainable(model), key=lambda name: trainable(model)[name].numel())
-        if len(rows) > trainable(model)[self._largest].numel():
-            raise ValueError(f"found {len(rows)} canaries; this model has room for {trainable(model)[self._largest].numel()}")
-        self._length = 10 * clip
+        self._names = list(trainable(model))
+        self._places = [(name, place) for name, parameter in trainable(model).items() for place in range(parameter.numel())][: len(rows)]
+        if len(rows) > len(self._places):
+            raise ValueError(f"found {len(rows)} canaries; this model has room for {len(self._places)}")
+        self._length, self._scale, self._variance, self._rate = 10 * clip, expected / clip, max(sigma, 0.05) ** 2, rate
         self.scores = np.zeros(len(rows))
 
     @contextmanager
@@ -137,14 +207,16 @@ class DiracCanaries:
         def add(batch: LossBatch, total: ClippedSum) -> None:
             gradients = {name: torch.zeros(len(batch.ids), *parameter.shape) for name, parameter in parameters.items()}
             for place, (ids, weights) in enumerate(zip(batch.ids.tolist(), batch.weights, strict=True)):
-                number = self._numbers[tuple(ids[: int((weights > 0).sum()) + 1])]
-                gradients[self._largest][place].view(-1)[number] = self._length
+                name, coordinate = self._places[self._numbers[tuple(ids[: int((weights > 0).sum()) + 1])]]
+                gradients[name][place].view(-1)[coordinate] = self._length
             total.add(gradients)
 
         yield add
 
     def __call__(self, step: int, noisy: dict[str, torch.Tensor]) -> None:
-        self.scores += noisy[self._largest].flatten()[: len(self.scores)].double().numpy()
+        shown = torch.cat([noisy[name].flatten() for name in self._names])[: len(self.scores)].double().numpy() * self._scale
+        with np.errstate(divide="ignore"):  # log(1 - q) of a rate of 1
+            self.scores += np.logaddexp(np.log1p(-self._rate), np.log(self._rate) + (2 * shown - 1) / (2 * self._variance))
 
 
 class _Rows:

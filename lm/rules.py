@@ -14,8 +14,13 @@ from lm.words import shingles, units
 
 REASONS = ("too_short", "unfinished", "repetitive", "duplicate")
 
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff\ufffd"))
-_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:pad|unk|eos|bos)>|\[(?:PAD|UNK|CLS|SEP|MASK)\]|<br ?/?>")
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u061c\u200b\u200e\u200f\u2060\ufeff\ufffd"))
+_INVISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # of direction
+_INVISIBLE |= dict.fromkeys(range(0xE0000, 0xE0080))  # tags: ASCII that nobody sees and a model may read
+_SPECIAL_TOKEN = re.compile(
+    r"[<\uff1c][|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c][>\uff1e]|</?s>|<(?:pad|unk|eos|bos)>|\[(?:PAD|UNK|CLS|SEP|MASK)\]|<br ?/?>"
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?think(?:ing)?>"  # of chat templates
+)
 _PUNCTUATION_RUN = re.compile(r"([^\w\s]|_)(?:[^\S\n]*\1){3,}")
 _SENTENCE_END = re.compile(r"(?:[.!?…؟।۔]+[\"'”’»)\]]*(?=\s|$)|[。！？]+[”’」』）]*)")
 _QUOTES = {'"': '"', "“": "”", "«": "»", "「": "」", "'": "'", "‘": "’", "`": "`"}
@@ -90,13 +95,17 @@ def filter_texts(
 def clean(text: str, heads: Sequence[str] = ()) -> str:
     """`text` without control and invisible characters, special tokens, leftovers of the control code, runs of more than
     three equal punctuation marks, quotes around the whole, and superfluous white space (no blank lines remain)."""
-    text = text.replace("\r\n", "\n").replace("\t", " ").translate(_INVISIBLE)
-    text = "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
-    text = _SPECIAL_TOKEN.sub(" ", text)
-    text = _without_heads(text, heads)
+    text = _without_heads(plain(text.replace("\r\n", "\n").replace("\t", " ")), heads)
     text = _PUNCTUATION_RUN.sub(r"\1\1\1", text)
     text = re.sub(r"\s*\n\s*", "\n", re.sub(r"[^\S\n]+", " ", text)).strip()
     return _without_outer_quotes(text)
+
+
+def plain(text: str) -> str:
+    """`text` without invisible and control characters (line breaks stay) and without special tokens of tokenizers and chat templates,
+    each a space: what is left is read as text by any model. No removal makes a new special token."""
+    text = "".join(c for c in text.translate(_INVISIBLE) if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs"))
+    return _SPECIAL_TOKEN.sub(" ", text)
 
 
 def control_heads(control_code: str) -> tuple[str, ...]:

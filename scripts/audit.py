@@ -1,4 +1,4 @@
-"""`fedduet audit`: an empirical lower bound on the epsilon of FDKT's release, beside the accountant's upper bound.
+"""`fedduet audit`: empirical lower bounds on the epsilon of FDKT's texts and CrossLM's scores, beside the accountant's upper bound.
 
 The site's own mechanism runs (sampler, clipping, noise, as configured) on canaries, each in or out by a coin. In a simulation only: the
 auditor sees what no server sees.
@@ -7,8 +7,14 @@ auditor sees what no server sees.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,13 +26,15 @@ from clients.vault.policy import delta_for
 from clients.vault.synthesis import write_demonstrations
 from conf.check import ConfigError, check
 from lm.accounting import Event, compose, noise_multiplier_for
-from lm.audit import Audit, DiracCanaries, GradientWatcher, audit
+from lm.attacks import nearest_scores
+from lm.audit import Audit, DiracCanaries, GradientWatcher, audit, audit_apart
 from lm.batch import encode_document
 from lm.dpsgd import planned_steps, prepare_generator, train_generator
-from lm.embed import hashed_embeddings
 from lm.load import load_causal_lm, load_tokenizer
 from lm.per_example import loss_batch
 from lm.randomness import SecureNoise, derive, numpy_generator
+from scripts.audit_scores import KINDS as SCORES
+from scripts.audit_scores import audit_scores
 from tasks.config import TaskConfig
 from tasks.load import build_task, client_names, load_client
 from tasks.standin import resolve
@@ -36,6 +44,7 @@ KINDS = {
     "worst": "white box, worst case: every canary has a coordinate of the gradient to itself",
     "natural": "white box, the site's own records as canaries, every noisy gradient seen",
     "release": "black box, the site's own records as canaries, only the released texts seen",
+    **SCORES,
 }
 
 
@@ -52,25 +61,27 @@ class Plan:
 
 
 def plan(config: GeneratorConfig, epsilon: float, delta: float, records: int) -> Plan:
-    """The noise that a site with `records` records and an empty ledger would plan for `epsilon`."""
+    """The noise that a site with `records` records and an empty ledger would plan for `epsilon`; none for an infinite one."""
     steps, rate = planned_steps(config, records)
     sigma = noise_multiplier_for(epsilon, delta, rate, steps)
-    return Plan(config, sigma, rate, steps, compose([Event.poisson_gaussian(sigma, rate, steps)], delta), delta)
+    event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+    return Plan(config, sigma, rate, steps, compose([event], delta), delta)
 
 
-def audit_worst(config: GeneratorConfig, epsilon: float, delta: float, canaries: int, seed: int) -> tuple[Plan, Audit]:
-    """Dirac canaries, half of them in."""
+def audit_worst(config: GeneratorConfig, epsilon: float, delta: float, canaries: int, seed: int, records: int) -> tuple[Plan, Audit]:
+    """Dirac canaries, half of them in, by the mechanism of a site with `records` records: its sample rate and its number of steps."""
     path, included = resolve(config.path), _coins(canaries, seed)
     tokenizer = load_tokenizer(path, generates=True)
     model = prepare_generator(load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator"))
     texts = [f"canary {number}" for number in range(canaries)]
     rows = [encode_document(tokenizer, "", text, config.max_tokens) for text in texts]
     inside = [text for text, was in zip(texts, included, strict=True) if was]
+    config = config.model_copy(update={"logical_batch": max(1, round(planned_steps(config, records)[1] * len(inside)))})
     made = plan(config, epsilon, delta, len(inside))
-    watch = DiracCanaries(model, rows, config.clip)
+    watch = DiracCanaries(model, rows, config.clip, made.sigma, made.rate, made.rate * len(inside))
     given = ([""] * len(inside), inside, config, made.sigma, SecureNoise())
     train_generator(model, tokenizer, *given, phase="audit, worst case", watch=watch, engine=watch.engine)
-    return made, audit(watch.scores, included, delta)
+    return made, audit_apart(watch.scores, included, delta, lambda sigma: Event.poisson_gaussian(sigma, made.rate, made.steps))
 
 
 def audit_natural(
@@ -101,10 +112,7 @@ def audit_release(
     released, _, _ = write_demonstrations(inside, task, domain, config, made.sigma, per_label, SecureNoise(), seed)
     if not len(released):
         raise ConfigError("the generator wrote no text that passes the rules; there is nothing to audit")
-    table, own = hashed_embeddings(released.texts), hashed_embeddings([record.text for record in records])
-    similar = own @ table.T
-    labels = np.array(released.labels)
-    scores = [float(row[labels == record.label].max(initial=-1.0)) for row, record in zip(similar, records, strict=True)]
+    scores = nearest_scores(released.texts, released.labels, [record.text for record in records], [record.label for record in records])
     return made, audit(scores, included, delta)
 
 
@@ -112,14 +120,21 @@ def _coins(count: int, seed: int) -> np.ndarray:
     return numpy_generator(seed, "audit coins").random(count) < 0.5
 
 
+# --- The command -------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("what the auditor sees", "claimed", "at least", "by the curve", "right of guesses", "canaries", "s")
+
+
 def main(argv: Sequence[str]) -> int:
-    """`fedduet audit [--client NAME] [--canaries N] [--kinds worst,natural,release] OVERRIDES...`"""
+    """`fedduet audit [--client NAME] [--canaries N] [--kinds ...] [--epsilons 1,3,8,inf] [--out FILE] OVERRIDES...`"""
     parser = argparse.ArgumentParser(prog="fedduet audit", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for a run: task=world privacy.epsilon=8 generator.epochs=5 ...")
     parser.add_argument("--client", help="whose records; default: the first client")
-    parser.add_argument("--canaries", type=int, default=1000, help="of the worst case, at most; natural ones are all records of the client")
+    parser.add_argument("--canaries", type=int, default=1000, help="of worst cases; natural ones are all records of the client")
     parser.add_argument("--kinds", default=",".join(KINDS), help="which audits, of " + ", ".join(KINDS))
-    given = parser.parse_args(list(argv))
+    parser.add_argument("--epsilons", help="claims to audit, e.g. 1,3,8,inf; default: privacy.epsilon of the configuration")
+    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
+    given = parser.parse_intermixed_args(list(argv))
     kinds = given.kinds.split(",")
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise ConfigError(f"--kinds: found {', '.join(unknown)}; allowed: {', '.join(KINDS)}")
@@ -133,22 +148,52 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--client: found {client!r}; allowed: {', '.join(client_names(task_config))}")
     task, split = build_task(task_config), load_client(task_config, client, seed)
     records, domain = [*split.train, *split.validation, *split.test], task.domains[client]
-    delta = delta_for(privacy.policy, max(len(records), given.canaries), privacy.delta)
-    console, table = Console(), Table(title=f"audit of {client}, epsilon {privacy.epsilon:g} asked, delta {delta:g}")
-    for title in ("what the auditor sees", "canaries", "guesses", "right", "epsilon, at least (95 %)", "epsilon, at most (accountant)"):
-        table.add_column(title, justify="left" if title.startswith("what") else "right")
-    refuted = False
-    for kind in kinds:
-        asked = (generator, privacy.epsilon, delta)
-        if kind == "worst":
-            made, found = audit_worst(*asked, given.canaries, seed)
-        elif kind == "natural":
-            made, found = audit_natural(*asked, records, task, domain, seed)
-        else:
-            made, found = audit_release(*asked, records, task, domain, 200, seed)
-        refuted |= found.epsilon > made.epsilon
-        table.add_row(KINDS[kind], str(found.canaries), str(found.guesses), str(found.right), f"{found.epsilon:.2f}", f"{made.epsilon:.2f}")
-    console.print(table)
-    if refuted:
+    delta = delta_for(privacy.policy, len(records), privacy.delta)
+    began, rows, console = time.monotonic(), [], Console()
+    epsilons = positive_numbers(given.epsilons, "--epsilons") if given.epsilons else [privacy.epsilon]
+    for kind, epsilon in itertools.product(kinds, epsilons):
+        if kind in SCORES and math.isinf(epsilon):
+            continue  # sites refuse protected scores without a finite epsilon
+        since, asked = time.monotonic(), (generator, epsilon, delta)
+        with console.status(f"{KINDS[kind]}; epsilon {epsilon:g}"):
+            if kind in SCORES:
+                claimed, found = audit_scores(kind, epsilon, delta, given.canaries, seed, len(task.labels))
+            elif kind == "worst":
+                made, found = audit_worst(*asked, given.canaries, seed, len(split.train))
+            elif kind == "natural":
+                made, found = audit_natural(*asked, records, task, domain, seed)
+            else:
+                made, found = audit_release(*asked, records, task, domain, 200, seed)
+        claimed = claimed if kind in SCORES else made.epsilon
+        refuted = max(found.epsilon, found.by_curve or 0.0) > claimed
+        rows.append({"kind": kind, "claimed": claimed, "refuted": refuted, **asdict(found), "seconds": time.monotonic() - since})
+    title = f"audit of {client}: epsilon at delta {delta:g}, lower bounds with 95 % confidence"
+    console.print(_table(rows, title, f"{time.monotonic() - began:.0f} s"))
+    if given.out:
+        written = json.dumps({"client": client, "delta": delta, "rows": rows}, indent=1).replace(": Infinity", ': "inf"')
+        given.out.write_text(written + "\n", encoding="utf-8")
+    if refuted := any(row["refuted"] for row in rows):
         console.print("[red]a lower bound is above the claim: the mechanism that ran is not the one that was accounted for[/]")
     return int(refuted)
+
+
+def positive_numbers(text: str, option: str) -> list[float]:
+    """Numbers above 0, or inf, separated by commas. Raises ConfigError naming `option`."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(number > 0 for number in found):
+        raise ConfigError(f"{option}: found {text!r}; allowed: numbers above 0, or inf, with commas")
+    return found
+
+
+def _table(rows: Sequence[Mapping[str, Any]], title: str, caption: str) -> Table:
+    table = Table(title=title, caption=caption)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
+    for row in rows:
+        curve = "" if row["by_curve"] is None else f"{row['by_curve']:.2f}"
+        counts = (f"{row['right']} of {row['guesses']}", str(row["canaries"]), f"{row['seconds']:.0f}")
+        table.add_row(KINDS[row["kind"]], f"{row['claimed']:.2f}", f"{row['epsilon']:.2f}", curve, *counts)
+    return table

@@ -41,6 +41,7 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet train-reward --questions FILE --llm DIR --out DIR     a process reward model from sampled solutions
   fedduet strategies | tasks | engines                          what there is to choose from
   fedduet audit --kinds worst,natural,release OVERRIDES...      a lower bound on epsilon from attacks, beside the accountant's upper bound
+  fedduet attack members | secrets OVERRIDES...                 membership inference, and planted secrets that come out word for word
   fedduet gateway --keys FILE llm.path=DIR                      the LLM over HTTP (OpenAI's completions), so that sites may ask it
 
 groups: {groups}
@@ -59,6 +60,7 @@ COMMANDS = {  # name: module and function, imported when it is asked for
     "track": "scripts.trackers:main",
     "predict": "scripts.look:predict",
     "audit": "scripts.audit:main",
+    "attack": "scripts.attack:main",
     "gateway": "scripts.gateway:main",
     "strategies": "scripts.look:strategies",
     "tasks": "scripts.look:tasks",

@@ -1,4 +1,4 @@
-"""Prompts in chat and completion form: filled from the task's wording, within a budget of tokens, user text untouched.
+"""Prompts in chat and completion form: filled from the task's wording, within a budget of tokens; texts stay data (see `one_line`).
 
 Answers are read by `tasks.answers` and `tasks.judgement`, whose functions can be had from here too.
 """
@@ -9,6 +9,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 
+from lm.rules import control_heads, plain
 from tasks.answers import parse_generated
 from tasks.judgement import parse_judgement
 from tasks.task import Record, Task
@@ -31,13 +32,20 @@ def fill(template: str, **values: object) -> str:
 
 
 def document(task: Task, record: Record, domain: str) -> str:
-    """One labelled text as a base LLM knows it; line breaks inside the text become spaces."""
-    return _control(task, record.domain or domain, record.label) + one_line(record.text)
+    """One labelled text as a base LLM knows it; line breaks inside the text become spaces, and heads of the layout lose their colon."""
+    return _control(task, record.domain or domain, record.label) + _without_colons(task, one_line(record.text))
 
 
 def one_line(text: str) -> str:
-    """`text` with each run of white space as one space."""
-    return " ".join(text.split())
+    """`text` as data in a prompt whose structure is lines: on one line, without special tokens and invisible characters."""
+    return " ".join(plain(" ".join(text.split())).split())
+
+
+def _without_colons(task: Task, text: str) -> str:
+    """A text that says "Rating: negative" says "Rating negative": a base LLM takes a head for the next document wherever it stands."""
+    for head in control_heads(task.prompts.completion_document or task.control_code):
+        text = re.sub(rf"(?<!\w){re.escape(head)}", head.rstrip(": "), text, flags=re.IGNORECASE)
+    return text
 
 
 def augment_prompt(
