@@ -22,8 +22,8 @@ install: .venv/.installed
 demo: install  ## FDKT on the built-in world
 	$(BIN)/fedduet strategy=fdkt
 
-test: install  ## the whole suite
-	$(BIN)/python -m pytest
+test: install  ## the whole suite, two tests at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 deploy-demo: install  ## a federation of real processes on this machine, with TLS, node keys and vaults
 	$(BIN)/python -m scripts.deploy.demo

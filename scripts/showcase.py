@@ -1,4 +1,4 @@
-"""`make screenshots`: runs the built-in world by each method, and puts the reports and pictures of them into docs/."""
+"""`make screenshots`: runs the built-in world by each method, and a sweep, and puts the reports and pictures of them into docs/."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scripts.browser import NoBrowser, chromium, opened
 from scripts.page import main as report
+from scripts.sweep_report import main as sweep_report
 
 DOCS = Path(__file__).parents[1] / "docs"
 RUNS = {  # name: overrides
@@ -17,6 +18,10 @@ RUNS = {  # name: overrides
     "crosslm": ["strategy=crosslm", "federation=inprocess", "privacy.feedback=votes", "seed=0"],
     "gboost": ["strategy=gboost", "federation=inprocess", "seed=0"],
 }
+SWEEP = [
+    *("-m", "strategy=fdkt", "federation=inprocess", "privacy.epsilon=1,2,4,8", "seed=0,1,2"),
+    *("strategy.augment.per_label=100", "strategy.baselines={dp_only: true, zero_shot: true, fedavg: false, pooled: false}"),
+]
 ASKED = {"gboost": ["start with 20 . then a red . then a lime . how many ?", "--client", "bakery", "--keep"]}  # of the made-up world
 VIEWS = (("desktop", "light"), ("desktop", "dark"), ("phone", "light"))
 MOST_PICTURE, MOST_PAGE = 300_000, 500_000  # bytes
@@ -26,10 +31,15 @@ def main(argv: Sequence[str]) -> int:
     """A run that is finished already is not repeated. 1 when a run fails, 2 without a browser."""
     parser = argparse.ArgumentParser(prog="python -m scripts.showcase", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
-    parser.add_argument("--only", choices=list(RUNS), nargs="+", default=list(RUNS))
+    parser.add_argument("--only", choices=[*RUNS, "sweep"], nargs="+", default=[*RUNS, "sweep"])
     given = parser.parse_args(list(argv))
     for name in given.only:
         folder = given.runs / f"showcase-{name}"
+        if name == "sweep":
+            if done := subprocess.run([sys.executable, "-m", "scripts.run", *SWEEP, f"hydra.sweep.dir={folder}"]).returncode:
+                return done
+            sweep_report([str(folder), "--out", str(DOCS / "reports" / "sweep.html")])
+            continue
         if not (folder / "summary.json").is_file():
             command = [sys.executable, "-m", "scripts.run", *RUNS[name], f"run.folder={folder}"]
             if done := subprocess.run(command).returncode:

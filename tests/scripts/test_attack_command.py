@@ -52,11 +52,11 @@ def test_a_secret_in_many_records_comes_out_and_is_found(small, by_heart):
 
 def test_the_command_prints_a_table_and_writes_json(small, tmp_path, capsys):
     out = tmp_path / "members.json"
-    assert main(["members", *small, "--seeds", "1", "--epsilons", "8", "--per-label", "4", "--out", str(out)]) == 0
+    assert main(["members", *small, "--seeds", "1", "--epsilons", "8", "--per-label", "24", "--out", str(out)]) == 0
     written = json.loads(out.read_text())
     assert [row["release"] for row in written["rows"]] == ["texts", "texts", "votes", "gaussian", "none"]
     assert all(0 <= row["low"] <= row["auc"] <= row["high"] <= 1 and row["members"] == 32 for row in written["rows"])
-    assert main(["secrets", *small, "--seeds", "1", "--epsilons", "1", "--repeats", "1,10", "--per-label", "4", "--out", str(out)]) == 0
+    assert main(["secrets", *small, "--seeds", "1", "--epsilons", "1", "--repeats", "1,10", "--per-label", "24", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["rows"][0]["secrets"]["1"] == {"planted": 10, "names": 0, "numbers": 0}
     assert "attack on members of coffee" in capsys.readouterr().out
 

@@ -64,8 +64,9 @@ def _plain(summary):
     return json.loads(json.dumps(summary, default=vars))
 
 
-def test_scores_of_every_kind_are_planned_as_the_vault_plans_them():
-    base = ["strategy=crosslm", "task.clients=[coffee]", "federation=inprocess", "run.folder=runs/none"]
+def test_scores_of_every_kind_are_planned_as_the_vault_plans_them(overrides):
+    models = [entry for entry in overrides if ".path=" in entry]
+    base = [*models, "strategy=crosslm", "task.clients=[coffee]", "federation=inprocess", "run.folder=runs/none"]
     told = {kind: forecast(conf.compose([*base, f"privacy.feedback={kind}"]), calibrate=False) for kind in ("none", "votes", "gaussian")}
     assert told["none"].sites["coffee"].epsilon == float("inf")
     for kind in ("votes", "gaussian"):
@@ -81,10 +82,11 @@ def test_pilots_shrink_counts_and_keep_models():
     assert config["strategy"]["augment"]["per_label"] == 100  # the configuration itself is as it was
 
 
-def test_what_cannot_work_is_said():
+def test_what_cannot_work_is_said(overrides):
+    models = [entry for entry in overrides if ".path=" in entry]
     with pytest.raises(ConfigError, match="--fast; allowed: --quick"):
         main(["--fast"])
     with pytest.raises(ConfigError, match=r"privacy\.epsilon: found 0"):
         main(["privacy.epsilon=0", "--quick"])
     with pytest.raises(ConfigError, match="the site coffee would refuse: epsilon: found 9 for the run; allowed: at most 8"):
-        main(["privacy.epsilon=9", "privacy.policy.epsilon_per_run=8", "--quick", "federation=inprocess"])
+        main([*models, "privacy.epsilon=9", "privacy.policy.epsilon_per_run=8", "--quick", "federation=inprocess"])

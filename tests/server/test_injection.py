@@ -135,7 +135,7 @@ def test_nor_after_curation_that_puts_dropped_texts_back(name):
 def test_prompts_with_attacks_have_the_lines_of_prompts_without(form):
     def lines(texts):
         records = [Record(text, i % 2, "kitchen") for i, text in enumerate(texts)]
-        for prompt in (augment_prompt(TASK, form, "kitchen", 1, records, 5, len, 10**6), judge_prompt(TASK, form, "kitchen", records)):
+        for prompt in (augment_prompt(TASK, form, "kitchen", 1, records, 5, len, 10**6)[0], judge_prompt(TASK, form, "kitchen", records)):
             joined = prompt if isinstance(prompt, str) else "\n".join(content for _, content in prompt)
             yield [re.match(r"[\w. ]*", line)[0][:12] for line in re.split(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", joined)]
 
