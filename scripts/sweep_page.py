@@ -19,8 +19,8 @@ from scripts.sweep_rows import Job, Row, rows, table
 from strategies.summary import taught_by
 
 
-def page(folder: Path, jobs: Sequence[Job]) -> str:
-    """The sweep as one page that needs nothing else; links lead to the jobs' own reports beside it."""
+def page(folder: Path, jobs: Sequence[Job], linked: bool = True) -> str:
+    """The sweep as one page that needs nothing else; where it is `linked`, names lead to the jobs' own reports beside it."""
     found = rows(jobs)
     done = [job for job in jobs if job.summary]
     head = f"<h1>{escape(_headline(jobs, found))}</h1>"
@@ -40,7 +40,7 @@ def page(folder: Path, jobs: Sequence[Job]) -> str:
         picture = charts.intervals(spans, best, "test accuracy, mean with 95 % interval over seeds; a dot for each seed")
         sections.append(("settings", "What each setting ended with", framed(picture, "test accuracy by setting")))
         sections.append(("methods", "All methods", f"{html_table(table(found))}<p>{escape(_meanings(found))}</p>"))
-    return document(f"FedDuet: a sweep of {len(jobs)} jobs", [*sections, ("jobs", "Jobs", _job_list(folder, jobs))], head)
+    return document(f"FedDuet: a sweep of {len(jobs)} jobs", [*sections, ("jobs", "Jobs", _job_list(folder, jobs, linked))], head)
 
 
 def _headline(jobs: Sequence[Job], found: Sequence[Row]) -> str:
@@ -101,14 +101,14 @@ def _meanings(found: Sequence[Row]) -> str:
     return "; ".join(f"{name}: {MEANING[name]}" for name in methods if name in MEANING) + "."
 
 
-def _job_list(folder: Path, jobs: Sequence[Job]) -> str:
+def _job_list(folder: Path, jobs: Sequence[Job], linked: bool) -> str:
     lines = [["job", "state", "seconds", "why"]]
     for job in jobs:
         seconds = f"{job.summary['seconds']['total']:.1f}" if job.summary else "-"
         lines.append([job.name, job.state, seconds, job.why])
     listed = html_table(lines)
     for job in jobs:
-        if (folder / job.name / "report.html").is_file():
+        if linked and (folder / job.name / "report.html").is_file():
             cell = f'<th scope="row">{escape(job.name)}</th>'
             listed = listed.replace(cell, f'<th scope="row"><a href="{escape(_address(job.name))}/report.html">{escape(job.name)}</a></th>')
     return listed

@@ -21,7 +21,7 @@ def conclude(folder: Path, names: Iterable[str], out: Path | None = None) -> int
         if job.state != "completed":
             print(f"{job.state}: {job.name}: {job.why}")
     file = out or folder / "sweep.html"
-    write_atomically(file, page(folder, jobs))
+    write_atomically(file, page(folder, jobs, linked=file.absolute().parent == folder.absolute()))
     print(f"{sum(job.state == 'completed' for job in jobs)} of {len(jobs)} jobs completed; page: {file}")
     wanted = set(names)
     return int(any(job.state != "completed" for job in jobs if job.name in wanted))
