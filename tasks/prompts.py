@@ -33,17 +33,22 @@ def fill(template: str, **values: object) -> str:
 
 def document(task: Task, record: Record, domain: str) -> str:
     """One labelled text as a base LLM knows it; line breaks inside the text become spaces, and heads of the layout lose their colon."""
-    return _control(task, record.domain or domain, record.label) + _without_colons(task, one_line(record.text))
+    return _control(task, record.domain or domain, record.label) + _without_colons(
+        task.prompts.completion_document or task.control_code, record.text
+    )
 
 
+@functools.lru_cache(maxsize=8192)  # demonstrations come again and again
 def one_line(text: str) -> str:
     """`text` as data in a prompt whose structure is lines: on one line, without special tokens and invisible characters."""
     return " ".join(plain(" ".join(text.split())).split())
 
 
-def _without_colons(task: Task, text: str) -> str:
-    """A text that says "Rating: negative" says "Rating negative": a base LLM takes a head for the next document wherever it stands."""
-    for head in control_heads(task.prompts.completion_document or task.control_code):
+@functools.lru_cache(maxsize=8192)
+def _without_colons(layout: str, text: str) -> str:
+    """`text` on one line; "Rating: negative" becomes "Rating negative": a base LLM takes a head for the next document wherever it is."""
+    text = one_line(text)
+    for head in control_heads(layout):
         text = re.sub(rf"(?<!\w){re.escape(head)}", head.rstrip(": "), text, flags=re.IGNORECASE)
     return text
 
