@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from clients.vault.solution import Form, Solution, State
 from clients.vault.writers import StepWriter, local_writers
 from lm.load import attach_lora, trainable
 from lm.pretrain_start import train_tokenizer
+from scripts.bench.paired import ratio, take_turns
 from tasks.world import public_documents
 
 FORM = Form(prompt=lambda question, steps: "\n".join([question, *steps, ""]), answer=lambda text: text or None)
@@ -77,20 +77,12 @@ def main(argv: list[str] | None = None) -> int:
         "one at a time": lambda: apart(config),
         "one at a time, one leaf a round": lambda: apart(serial),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(arguments.turns + 1):  # the first warms up
-        for name, search in ways.items():
-            start = time.perf_counter()
-            solutions = search()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-                tokens = sum(solution.costs.llm_tokens + solution.costs.slm_tokens for solution in solutions)
-                print(f"{name}: {len(questions) / seconds[name][-1]:.2f} questions/s, {tokens} tokens", flush=True)
+    seconds = take_turns(ways, arguments.turns)
+    for name, times in seconds.items():
+        print(f"{name}: {len(questions) / statistics.median(times):.2f} questions/s", flush=True)
     for name in list(ways)[1:]:
-        ratios = [slow / fast for slow, fast in zip(seconds[name], seconds["together"], strict=True)]
-        print(
-            f"together: {statistics.median(ratios):.2f} times the questions per second of {name} ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        value, spread = ratio(seconds, name, "together")
+        print(f"together: {value:.2f} times the questions per second of {name} ({spread})")
     return 0
 
 

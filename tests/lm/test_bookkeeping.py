@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from lm.batch import Encoded
 from lm.bookkeeping import book_keeping_engine
+from lm.gradient_uses import Product, Seen
 from lm.load import attach_lora, trainable
 from lm.per_example import ClippedSum, loss_batch
 
@@ -154,3 +155,17 @@ def test_a_weight_used_behind_its_back_is_found_out():
         layer.requires_grad_(True)
     with book_keeping_engine(model, False):
         pass  # what is trained is known
+
+
+def test_in_bf16_a_row_adds_the_same_whatever_stands_beside_it():
+    """A sum that were rounded to bf16 would lose a small row beside a large one."""
+    draw = torch.Generator().manual_seed(0)
+    g, a = (torch.randn(2, 6, 32, generator=draw).bfloat16() for _ in range(2))
+    g[1] *= 256  # exactly so in bf16
+    use = Product(g, Seen(a, torch.bfloat16), turned=False)
+    alone, beside, both = torch.zeros(32, 32), torch.zeros(32, 32), torch.zeros(32, 32)
+    for total, factors in ((alone, (1.0, 0.0)), (beside, (0.0, 1.0)), (both, (1.0, 1.0))):
+        use.add(total, torch.tensor(factors))
+    exact = g[0].double().T @ a[0].double()
+    assert float((alone.double() - exact).norm() / exact.norm()) < 1e-6
+    assert float((both - beside - alone).norm() / alone.norm()) < 1e-4
