@@ -185,30 +185,42 @@ class GradientWatcher:
 class DiracCanaries:
     """Worst case: canary i's gradient is one coordinate of its own, ten times the clipping norm long, so that nothing hides it.
 
+    A canary is a unit of privacy: a row, or, with `owners` (row i is of canary owners[i]), a user's rows, each of that gradient.
     `engine` goes to `train_generator`, whose sampler, clipping and noise are what is audited; the object itself is its `watch`. `rows`
     are the encoded training rows of all canaries, in their order. `scores` [n]: log-likelihood ratios of in against out, the best test of
     all: over the steps, sum of log(1 - q + q e^((2 y - 1) / (2 sigma^2))), y what a step shows on the canary's coordinate in units of
     `clip`, q the sample `rate`. `sigma` is the planned noise multiplier (at least 0.05 is used), `expected` the expected batch size.
     """
 
-    def __init__(self, model: Any, rows: Sequence[Encoded], clip: float, sigma: float, rate: float, expected: float) -> None:
-        self._numbers = {tuple(row.ids): number for number, row in enumerate(rows)}
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Encoded],
+        clip: float,
+        sigma: float,
+        rate: float,
+        expected: float,
+        owners: Sequence[int] | None = None,
+    ) -> None:
+        self._numbers = {tuple(row.ids): owner for row, owner in zip(rows, owners or range(len(rows)), strict=True)}
+        canaries = 1 + max(self._numbers.values())
         self._names = list(trainable(model))
-        self._places = [(name, place) for name, parameter in trainable(model).items() for place in range(parameter.numel())][: len(rows)]
-        if len(rows) > len(self._places):
-            raise ValueError(f"found {len(rows)} canaries; this model has room for {len(self._places)}")
+        self._places = [(name, place) for name, parameter in trainable(model).items() for place in range(parameter.numel())][:canaries]
+        if canaries > len(self._places):
+            raise ValueError(f"found {canaries} canaries; this model has room for {len(self._places)}")
         self._length, self._scale, self._variance, self._rate = 10 * clip, expected / clip, max(sigma, 0.05) ** 2, rate
-        self.scores = np.zeros(len(rows))
+        self.scores = np.zeros(canaries)
 
     @contextmanager
     def engine(self, model: Any, autocast: bool) -> Iterator[Engine]:
         parameters = trainable(model)
 
         def add(batch: LossBatch, total: ClippedSum) -> None:
-            gradients = {name: torch.zeros(len(batch.ids), *parameter.shape) for name, parameter in parameters.items()}
+            gradients = {name: torch.zeros(batch.units, *parameter.shape) for name, parameter in parameters.items()}
             for place, (ids, weights) in enumerate(zip(batch.ids.tolist(), batch.weights, strict=True)):
-                name, coordinate = self._places[self._numbers[tuple(ids[: int((weights > 0).sum()) + 1])]]
-                gradients[name][place].view(-1)[coordinate] = self._length
+                if learned := int((weights > 0).sum()):  # none: it fills its unit up
+                    name, coordinate = self._places[self._numbers[tuple(ids[: learned + 1])]]
+                    gradients[name][place // batch.group].view(-1)[coordinate] += self._length * float(weights.sum())
             total.add(gradients)
 
         yield add

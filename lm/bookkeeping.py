@@ -2,7 +2,8 @@
 
 The pass keeps, for every use of a trained weight, the input a [B, T, d] and the gradient of the output g [B, T, p]. Norms of per-example
 gradients follow from both, clip factors from the norms, and one weighted product per use adds the clipped sum. Where per-example gradients
-are smaller than (a, g), as for LoRA and for biases, they are made at once and kept instead.
+are smaller than (a, g), as for LoRA and for biases, they are made at once and kept instead. Rows of one unit, whose gradient is clipped as
+one, are laid end to end: their products add up over places as those of one long row do.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Books:
             kind = type(model.get_submodule(unknown[0].rpartition(".")[0])).__name__
             raise ValueError(f"book-keeping does not know how to train {', '.join(unknown)} ({kind}); set generator.engine=vmap")
         self.shared = {key for key, count in owners.items() if count > 1}
-        self.rows, self.uses = 0, defaultdict(list)
+        self.rows, self.units, self.uses = 0, 0, defaultdict(list)
         self.last: tuple[torch.Tensor, Seen] | None = None
 
     def watch(self, layer: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
@@ -53,23 +54,23 @@ class Books:
         """Keeps a use. A product under autocast saw its input in the dtype of its output, and so is it kept."""
         if len(seen) != self.rows or len(gradient) != self.rows:
             raise ValueError(f"{type(layer).__name__} saw inputs {list(seen.shape)} for {self.rows} rows; book-keeping needs [B, ...]")
-        gradient = gradient.reshape(self.rows, -1, gradient.shape[-1])
+        gradient = gradient.reshape(self.units, -1, gradient.shape[-1])
         if self.last is None or self.last[0] is not seen or self.last[1].dtype != gradient.dtype:  # q, k and v see the same
-            raw = seen if isinstance(layer, nn.Embedding) else seen.detach().reshape(self.rows, -1, seen.shape[-1])
-            self.last = seen, Seen(raw, gradient.dtype)
+            places = (-1,) if isinstance(layer, nn.Embedding) else (-1, seen.shape[-1])
+            self.last = seen, Seen(seen.detach().reshape(self.units, *places), gradient.dtype)
         shared = any(id(parameter) in self.shared for parameter in layer.parameters(recurse=False))
         for kind, use in uses_of(layer, self.last[1], gradient, shared).items():
             if name := self.names.get(id(getattr(layer, kind))):
                 self.uses[name].append(use)
 
     @contextmanager
-    def open(self, rows: int) -> Iterator[dict[str, list[Use]]]:
-        """Inside the `with`, forward and backward of a batch of `rows` enter their uses, by the weight's name."""
-        self.rows, self.uses = rows, defaultdict(list)
+    def open(self, batch: LossBatch) -> Iterator[dict[str, list[Use]]]:
+        """Inside the `with`, forward and backward of a batch enter their uses, by the weight's name."""
+        self.rows, self.units, self.uses = len(batch.ids), batch.units, defaultdict(list)
         try:
             yield self.uses
         finally:
-            self.rows, self.uses, self.last = 0, defaultdict(list), None
+            self.rows, self.units, self.uses, self.last = 0, 0, defaultdict(list), None
 
 
 @contextmanager
@@ -93,14 +94,14 @@ def book_keeping_engine(model: Any, autocast: bool) -> Iterator[Engine]:
         return row_losses(logits, batch.ids, batch.weights)
 
     def add(batch: LossBatch, total: ClippedSum, autocast: bool = autocast) -> None:
-        with frozen(parameters), books.open(len(batch.ids)) as uses:
+        with frozen(parameters), books.open(batch) as uses:
             losses(batch, autocast).sum().backward()
         norms = torch.stack([squared_norms(kept) for kept in uses.values()]).sum(dim=0).clamp_min(0).sqrt()
         if rounding := [use.rounding for kept in uses.values() for use in kept if isinstance(use, Product)]:
             norms = norms + torch.stack(rounding).norm(dim=0)
         if not norms.isfinite().all():
             if norms.isfinite().any():
-                add(LossBatch(batch.ids[norms.isfinite()], batch.weights[norms.isfinite()]), total, autocast)
+                add(batch.only(norms.isfinite()), total, autocast)
             return
         factors = total.factors(norms)
         for name, kept in uses.items():

@@ -21,11 +21,23 @@ class LossBatch:
     """`ids` int64 [B, T], right-padded; `weights` float32 [B, T-1]: what each next-token loss counts in its row's loss.
 
     A row's weights are 1 / (its learned tokens) on them and 0 on pads and on given tokens, so a row's loss is a mean over its own
-    tokens and nothing of another row enters it. A row without learned tokens has loss and gradient zero.
+    tokens and nothing of another row enters it. A row without learned tokens has loss and gradient zero. Each `group` rows are one unit
+    of privacy: its gradient, that of the sum of its rows' losses, is what is clipped.
     """
 
     ids: torch.Tensor
     weights: torch.Tensor
+    group: int = 1
+
+    @property
+    def units(self) -> int:
+        """B / group."""
+        return len(self.ids) // self.group
+
+    def only(self, units: torch.Tensor) -> LossBatch:
+        """The units where bool [units] is true."""
+        rows = units.repeat_interleave(self.group)
+        return LossBatch(self.ids[rows], self.weights[rows], self.group)
 
 
 def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool) -> LossBatch:
@@ -38,6 +50,14 @@ def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool) -> Los
     return LossBatch(ids, weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0))
 
 
+def unit_batch(units: Sequence[Sequence[Encoded]], pad_id: int, learn_context: bool) -> LossBatch:
+    """Units of rows, whose loss is the mean over their rows; those with fewer rows than the largest are filled up with empty ones."""
+    group = max(len(unit) for unit in units)
+    batch = loss_batch([row for unit in units for row in (*unit, *[Encoded(())] * (group - len(unit)))], pad_id, learn_context)
+    shares = torch.tensor([1 / len(unit) for unit in units]).repeat_interleave(group)
+    return LossBatch(batch.ids, batch.weights * shares[:, None], group)
+
+
 def row_losses(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """[B] losses: weighted sum over positions of the cross-entropy of logits [B, T, V] against the next tokens of ids [B, T]."""
     each = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -45,18 +65,18 @@ def row_losses(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -
 
 
 class ClippedSum:
-    """Adds up min(1, C / ||g_i||) * g_i over the rows it is given, in float32; the norm is over all trainable parameters together."""
+    """Adds up min(1, C / ||g_i||) * g_i over the units it is given, in float32; the norm is over all trainable parameters together."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], clip: float) -> None:
         self.clip = clip
         self.sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
-        """[B]: what a row of this norm is multiplied by; 0 for a norm that is not finite."""
+        """[units]: what a unit of this norm is multiplied by; 0 for a norm that is not finite."""
         return torch.where(norms.isfinite(), (self.clip / norms.clamp_min(1e-12)).clamp_max(1.0), 0.0)
 
     def add(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Adds the rows of gradients [B, *shape] and returns their norms [B] before clipping; a row that is not finite adds nothing."""
+        """Adds units' gradients [units, *shape], returns their norms [units] before clipping; one that is not finite adds nothing."""
         norms = torch.stack([g.float().flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
         factors, usable = self.factors(norms), norms.isfinite()
         for name, gradient in gradients.items():
@@ -72,20 +92,20 @@ Engine = Callable[[LossBatch, ClippedSum], None]  # adds one micro-batch to the 
 
 @contextmanager
 def vmap_engine(model: Any, autocast: bool) -> Iterator[Engine]:
-    """torch.func: the gradient of one row's loss, mapped over rows. Eager attention, since SDPA has no rule for masks under vmap."""
+    """torch.func: the gradient of one unit's loss, mapped over units. Eager attention, since SDPA has no rule for masks under vmap."""
     parameters = {name: parameter.detach() for name, parameter in trainable(model).items()}
 
     def loss(values: dict[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        everything = torch.ones(1, len(ids), dtype=torch.int64)  # a constant, so that models may look at it under vmap
-        inputs = {"input_ids": ids[None], "attention_mask": everything, "use_cache": False}
+        everything = torch.ones(ids.shape, dtype=torch.int64)  # a constant, so that models may look at it under vmap
+        inputs = {"input_ids": ids, "attention_mask": everything, "use_cache": False}
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = functional_call(model, values, kwargs=inputs).logits
-        return row_losses(logits, ids[None], weights[None])[0]
+        return row_losses(logits, ids, weights).sum()
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def add(batch: LossBatch, total: ClippedSum) -> None:
-        total.add(each(parameters, batch.ids, batch.weights))
+        total.add(each(parameters, *(rows.unflatten(0, (-1, batch.group)) for rows in (batch.ids, batch.weights))))
 
     with eager_attention(model):
         model.eval()
@@ -106,7 +126,7 @@ def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")  # embeddings have no input to differentiate
             row_losses(logits, batch.ids, batch.weights).sum().backward()
-        total.add({name: parameter.grad_sample for name, parameter in parameters.items()})
+        total.add({name: parameter.grad_sample.unflatten(0, (-1, batch.group)).sum(dim=1) for name, parameter in parameters.items()})
         for parameter in parameters.values():
             parameter.grad = parameter.grad_sample = None
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 import conf
 from clients.vault.config import GeneratorConfig, site_settings
+from clients.vault.owners import check_unit, owners_of
 from clients.vault.policy import delta_for
 from clients.vault.synthesis import write_demonstrations
 from conf.check import ConfigError, check
@@ -57,9 +58,11 @@ class Site:
     def release(self, records: Sequence[Record], epsilon: float) -> LabelledTexts:
         """What FDKT would release of `records`, with noise for `epsilon` (inf: none). Raises ConfigError when nothing passes the rules."""
         _, _, privacy = site_settings(self.config)
-        made = plan(self.generator, epsilon, delta_for(privacy.policy, len(records), privacy.delta), len(records))
+        owners = owners_of(records, privacy.policy.unit)
+        units = len(set(owners))
+        made = plan(self.generator, epsilon, delta_for(privacy.policy, units, privacy.delta), units)
         given = (self.generator, made.sigma, self.per_label, SecureNoise(), self.seed)
-        released, _, _ = write_demonstrations(records, self.task, self.domain, *given)
+        released, _, _ = write_demonstrations(records, owners, self.task, self.domain, *given)
         if not len(released):
             raise ConfigError("the generator wrote no text that passes the rules; there is nothing to attack")
         return released
@@ -72,7 +75,8 @@ def open_site(overrides: Sequence[str], client: str | None, seed: int, per_label
     name = client or client_names(task_config)[0]
     if name not in client_names(task_config):
         raise ConfigError(f"--client: found {name!r}; allowed: {', '.join(client_names(task_config))}")
-    _, generator, _ = site_settings(config)
+    _, generator, privacy = site_settings(config)
+    check_unit(privacy.policy, task_config)
     return Site(config, name, seed, build_task(task_config), load_client(task_config, name, seed), generator, per_label)
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 
 import conf
 from clients.vault.config import GeneratorConfig, site_settings
+from clients.vault.owners import check_unit, owners_of
 from clients.vault.policy import delta_for
 from clients.vault.synthesis import write_demonstrations
 from conf.check import ConfigError, check
@@ -60,26 +61,33 @@ class Plan:
     delta: float
 
 
-def plan(config: GeneratorConfig, epsilon: float, delta: float, records: int) -> Plan:
-    """The noise that a site with `records` records and an empty ledger would plan for `epsilon`; none for an infinite one."""
-    steps, rate = planned_steps(config, records)
+def plan(config: GeneratorConfig, epsilon: float, delta: float, units: int) -> Plan:
+    """The noise that a site with `units` units and an empty ledger would plan for `epsilon`; none for an infinite one."""
+    steps, rate = planned_steps(config, units)
     sigma = noise_multiplier_for(epsilon, delta, rate, steps)
     event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
     return Plan(config, sigma, rate, steps, compose([event], delta), delta)
 
 
-def audit_worst(config: GeneratorConfig, epsilon: float, delta: float, canaries: int, seed: int, records: int) -> tuple[Plan, Audit]:
-    """Dirac canaries, half of them in, by the mechanism of a site with `records` records: its sample rate and its number of steps."""
+def audit_worst(
+    config: GeneratorConfig, epsilon: float, delta: float, canaries: int, seed: int, units: int, each: int = 1
+) -> tuple[Plan, Audit]:
+    """Dirac canaries, half of them in, by the mechanism of a site with `units` units: its sample rate and its number of steps.
+
+    A canary is a unit of privacy, with `each` rows: 1 is a record, more are a user's.
+    """
     path, included = resolve(config.path), _coins(canaries, seed)
     tokenizer = load_tokenizer(path, generates=True)
     model = prepare_generator(load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator"))
-    texts = [f"canary {number}" for number in range(canaries)]
+    texts = [f"canary {number} {row}" for number in range(canaries) for row in range(each)]
+    owners = [number for number in range(canaries) for _ in range(each)]
     rows = [encode_document(tokenizer, "", text, config.max_tokens) for text in texts]
-    inside = [text for text, was in zip(texts, included, strict=True) if was]
-    config = config.model_copy(update={"logical_batch": max(1, round(planned_steps(config, records)[1] * len(inside)))})
-    made = plan(config, epsilon, delta, len(inside))
-    watch = DiracCanaries(model, rows, config.clip, made.sigma, made.rate, made.rate * len(inside))
-    given = ([""] * len(inside), inside, config, made.sigma, SecureNoise())
+    inside = [(text, owner) for text, owner in zip(texts, owners, strict=True) if included[owner]]
+    count = int(included.sum())
+    config = config.model_copy(update={"logical_batch": max(1, round(planned_steps(config, units)[1] * count))})
+    made = plan(config, epsilon, delta, count)
+    watch = DiracCanaries(model, rows, config.clip, made.sigma, made.rate, made.rate * count, owners)
+    given = ([""] * len(inside), [text for text, _ in inside], config, made.sigma, SecureNoise(), [owner for _, owner in inside])
     train_generator(model, tokenizer, *given, phase="audit, worst case", watch=watch, engine=watch.engine)
     return made, audit_apart(watch.scores, included, delta, lambda sigma: Event.poisson_gaussian(sigma, made.rate, made.steps))
 
@@ -109,7 +117,7 @@ def audit_release(
     included = _coins(len(records), seed)
     inside = [record for record, was in zip(records, included, strict=True) if was]
     made = plan(config, epsilon, delta, len(inside))
-    released, _, _ = write_demonstrations(inside, task, domain, config, made.sigma, per_label, SecureNoise(), seed)
+    released, _, _ = write_demonstrations(inside, range(len(inside)), task, domain, config, made.sigma, per_label, SecureNoise(), seed)
     if not len(released):
         raise ConfigError("the generator wrote no text that passes the rules; there is nothing to audit")
     scores = nearest_scores(released.texts, released.labels, [record.text for record in records], [record.label for record in records])
@@ -131,11 +139,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="as for a run: task=world privacy.epsilon=8 generator.epochs=5 ...")
     parser.add_argument("--client", help="whose records; default: the first client")
     parser.add_argument("--canaries", type=int, default=1000, help="of worst cases; natural ones are all records of the client")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="which audits, of " + ", ".join(KINDS))
+    parser.add_argument("--kinds", help="which audits, of " + ", ".join(KINDS) + "; default: all that the unit of privacy allows")
     parser.add_argument("--epsilons", help="claims to audit, e.g. 1,3,8,inf; default: privacy.epsilon of the configuration")
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
     given = parser.parse_intermixed_args(list(argv))
-    kinds = given.kinds.split(",")
+    kinds = given.kinds.split(",") if given.kinds else list(KINDS)
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise ConfigError(f"--kinds: found {', '.join(unknown)}; allowed: {', '.join(KINDS)}")
     if given.canaries < 32:
@@ -148,7 +156,16 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--client: found {client!r}; allowed: {', '.join(client_names(task_config))}")
     task, split = build_task(task_config), load_client(task_config, client, seed)
     records, domain = [*split.train, *split.validation, *split.test], task.domains[client]
-    delta = delta_for(privacy.policy, len(records), privacy.delta)
+    units, each = len(records), 1
+    if by_user := privacy.policy.unit == "user":
+        check_unit(privacy.policy, task_config)
+        if given.kinds and {"natural", "release"} & set(kinds):
+            raise ConfigError(
+                "--kinds: natural and release take single records as canaries, and users are the unit; allowed: worst, votes, gaussian"
+            )
+        kinds = [kind for kind in kinds if kind not in ("natural", "release")]
+        units, each = 1 + max(owners_of(split.train, "user")), generator.records_per_user
+    delta = delta_for(privacy.policy, units, privacy.delta)
     began, rows, console = time.monotonic(), [], Console()
     epsilons = positive_numbers(given.epsilons, "--epsilons") if given.epsilons else [privacy.epsilon]
     for kind, epsilon in itertools.product(kinds, epsilons):
@@ -157,9 +174,9 @@ def main(argv: Sequence[str]) -> int:
         since, asked = time.monotonic(), (generator, epsilon, delta)
         with console.status(f"{KINDS[kind]}; epsilon {epsilon:g}"):
             if kind in SCORES:
-                claimed, found = audit_scores(kind, epsilon, delta, given.canaries, seed, len(task.labels))
+                claimed, found = audit_scores(kind, epsilon, delta, given.canaries, seed, len(task.labels), each)
             elif kind == "worst":
-                made, found = audit_worst(*asked, given.canaries, seed, len(split.train))
+                made, found = audit_worst(*asked, given.canaries, seed, units if by_user else len(split.train), each)
             elif kind == "natural":
                 made, found = audit_natural(*asked, records, task, domain, seed)
             else:
@@ -167,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
         claimed = claimed if kind in SCORES else made.epsilon
         refuted = max(found.epsilon, found.by_curve or 0.0) > claimed
         rows.append({"kind": kind, "claimed": claimed, "refuted": refuted, **asdict(found), "seconds": time.monotonic() - since})
-    title = f"audit of {client}: epsilon at delta {delta:g}, lower bounds with 95 % confidence"
+    title = f"audit of {client}: epsilon for each {privacy.policy.unit} at delta {delta:g}, lower bounds with 95 % confidence"
     console.print(_table(rows, title, f"{time.monotonic() - began:.0f} s"))
     if given.out:
         written = json.dumps({"client": client, "delta": delta, "rows": rows}, indent=1).replace(": Infinity", ': "inf"')

@@ -65,13 +65,15 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
     if not isinstance(task, TaskConfig):
         return Forecast({}, notes=("Questions are answered within strategy.search's budgets; time and tokens are not estimated.",))
     _, generator, privacy = site_settings(config)
-    loaded = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch)
+    by_user = privacy.policy.unit == "user"
+    loaded = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user)
     rows = Rows(
         {name: sum(site.train.values()) for name, site in loaded.items()},
         {name: sum(site.test.values()) for name, site in loaded.items()},
         len(next(iter(loaded.values())).train),
+        {name: site.users if by_user else sum(site.train.values()) for name, site in loaded.items()},
     )
-    sites = spends(config, settings, privacy, rows.train, rows.labels)
+    sites = spends(config, settings, privacy, rows.units, rows.labels)
     asked = work(config, rows)
     if asked is None:
         return Forecast(sites, notes=(f"Time, memory and tokens are not estimated for strategy {settings.name}.",))
@@ -117,7 +119,7 @@ def _scaled(
 
 
 def _with_tests(rows: Rows, config: Mapping[str, Any]) -> Rows:
-    return Rows(rows.train, {name: min(count, config["task"]["test_rows"]) for name, count in rows.test.items()}, rows.labels)
+    return Rows(rows.train, {name: min(count, config["task"]["test_rows"]) for name, count in rows.test.items()}, rows.labels, rows.units)
 
 
 def _line(kind: str, small: Mapping[str, Any], large: Mapping[str, Any], less: Any, more: Any, need: Work) -> float:

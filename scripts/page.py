@@ -210,13 +210,19 @@ def _budget(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         seen = " Questions and steps went to the LLM that the sites' policies allow." if summary.get("answers") else ""
         return f"<p>Nothing that depends on private text was released under a guarantee.{seen}</p>"
     limit = config["privacy"]["policy"].get("epsilon_total")
-    lines = [["site", "epsilon of its ledger", "its limit", "delta", "mechanism", "noise multiplier", "steps", "records", "released"]]
+    lines = [["site", "epsilon of its ledger", "its limit", "delta", "mechanism", "noise multiplier", "steps", "n", "released"]]
     for site, epsilon in summary["epsilon"].items():
         receipt = summary["receipts"][site]
         told = "no formal guarantee" if math.isinf(epsilon) else f"{epsilon:.2f}"
         noise = f"{receipt['noise_multiplier']:.3f}" if receipt["noise_multiplier"] else "-"
         most, steps = "-" if limit is None else f"{limit:g}", receipt.get("steps")
-        rest = [receipt["mechanism"], noise, str(steps or "-"), str(receipt["records"]), str(receipt["released"])]
+        rest = [
+            receipt["mechanism"],
+            noise,
+            str(steps or "-"),
+            f"{receipt['records']} {receipt.get('unit', 'record')}s",
+            str(receipt["released"]),
+        ]
         lines.append([site, told, most, f"{summary['delta'][site]:.1e}", *rest])
     last = "<p>Mechanism, noise and what follows are those of the last release; the ledger composes all of them.</p>"
     return table(lines, "privacy budget by site") + last

@@ -9,6 +9,7 @@ from typing import Any
 from clients.vault.answers import AnswersConfig, method_of
 from clients.vault.baselines import BASELINES
 from clients.vault.config import PrivacyConfig, site_settings
+from clients.vault.owners import check_unit
 from clients.vault.search import SearchConfig
 from conf.check import ConfigError, check, nearest
 from lm.classify import SLMConfig
@@ -37,9 +38,11 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(task, QuestionsConfig):
         return _check_questions(config, settings, task)
     slm, generator, privacy = site_settings(config)
+    check_unit(privacy.policy, task)
+    by_user = privacy.policy.unit == "user"
     llm = check(LLMConfig, config["llm"], "llm")
-    rows = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch)
-    _check_delta(privacy, {name: sum(site.train.values()) for name, site in rows.items()})
+    rows = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user)
+    _check_delta(privacy, {name: site.users if by_user else sum(site.train.values()) for name, site in rows.items()})
     if tuning:
         load_general(tuning.general, int(config["seed"]))
     check_model_folder(resolve(slm.path), "slm.path")
@@ -52,6 +55,7 @@ def _check_questions(config: Mapping[str, Any], settings: Any, task: QuestionsCo
     """Of a task of questions: every site's data, the search, the methods, the SLM, the LLM and the reward model."""
     slm, answers = check(SLMConfig, config["slm"], "slm"), check(AnswersConfig, config["answers"], "answers")
     policy, search = check(PrivacyConfig, config["privacy"], "privacy").policy, check(SearchConfig, settings.search, "strategy.search")
+    check_unit(policy, task)
     for name in settings.methods:
         if name not in SEARCHES and name not in BASELINES:
             raise ConfigError(f"strategy.methods: found {name!r}; {nearest(name, [*SEARCHES, *BASELINES])}")
@@ -71,12 +75,12 @@ def _check_questions(config: Mapping[str, Any], settings: Any, task: QuestionsCo
     return names_of(task)
 
 
-def _check_delta(privacy: PrivacyConfig, rows: Mapping[str, int]) -> None:
+def _check_delta(privacy: PrivacyConfig, units: Mapping[str, int]) -> None:
     if privacy.delta is None or math.isinf(privacy.epsilon) or privacy.policy.allow_large_delta:
         return
-    for site, count in rows.items():
+    for site, count in units.items():
         if privacy.delta >= 1 / count:
             raise ConfigError(
-                f"privacy.delta: found {privacy.delta:g}, but {site} has {count} records; allowed: below 1/n = {1 / count:g} "
-                "(or privacy.policy.allow_large_delta=true)"
+                f"privacy.delta: found {privacy.delta:g}, but {site} has {count} {privacy.policy.unit}s; allowed: below 1/n = "
+                f"{1 / count:g} (or privacy.policy.allow_large_delta=true)"
             )

@@ -19,11 +19,12 @@ ACCEPTED = 0.7  # share of a round's texts that the sites' scores accept, for co
 
 @dataclass(frozen=True)
 class Rows:
-    """What the sites hold, by site: training and test rows; and the number of labels."""
+    """What the sites hold, by site: training and test rows; the number of labels; and, by site, units of privacy in the training rows."""
 
     train: Mapping[str, int]
     test: Mapping[str, int]
     labels: int
+    units: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _fdkt(settings: FDKTConfig, config: Mapping[str, Any], rows: Rows) -> Items:
     sites, labels, rounds = len(rows.train), rows.labels, settings.rounds
     wanted, shown = settings.augment["per_label"] * labels, settings.demonstrations_per_label * labels
     requests = sites * labels * math.ceil(settings.augment["per_label"] * settings.augment["oversample"])
-    steps = sum(planned_steps(generator, n)[0] for n in rows.train.values())
+    steps = sum(planned_steps(generator, n)[0] for n in rows.units.values())
     yield "synthesize", sites * rounds, rounds * (steps + _as_steps(sites * shown))
     yield "curate", rounds, rounds * sites * shown
     yield "augment", sites * rounds, rounds * requests

@@ -21,6 +21,7 @@ from rich.table import Table  # noqa: E402
 from clients.vault.approvals import Approvals  # noqa: E402
 from clients.vault.config import SiteConfig  # noqa: E402
 from clients.vault.ledger import Ledger  # noqa: E402
+from clients.vault.owners import owners_of  # noqa: E402
 from clients.vault.policy import delta_for  # noqa: E402
 from clients.vault.releases import Releases  # noqa: E402
 from clients.vault.service import SiteFile, build_service, listen, read_site  # noqa: E402
@@ -75,13 +76,14 @@ def figures(config: SiteConfig) -> dict[str, Any]:
     if isinstance(config.task, QuestionsConfig):
         records = len(load_questions(config.task, config.client, config.seed).train)
     else:
-        records = len(load_client(config.task, config.client, config.seed).train)
+        records = len(set(owners_of(load_client(config.task, config.client, config.seed).train, config.policy.unit)))
     delta = delta_for(config.policy, records)
-    ledger = Ledger(config.folder / "ledger.jsonl", config.policy.epsilon_total, delta, True)
+    ledger = Ledger(config.folder / "ledger.jsonl", config.policy.epsilon_total, delta, True, unit=config.policy.unit)
     spent = ledger.spent()
     return {
         "client": config.client,
         "records": records,
+        "unit": config.policy.unit,
         "delta": delta,
         "epsilon_total": config.policy.epsilon_total,
         "epsilon_spent": spent if math.isfinite(spent) else None,
@@ -110,7 +112,7 @@ def status(config: SiteConfig, as_json: bool) -> int:
     said = (
         "no formal guarantee: something left unprotected" if spent is None else f"epsilon {spent:.3f} of {found['epsilon_total']:g} spent"
     )
-    console.print(f"{said} (delta {found['delta']:g}, {found['records']} records)", highlight=False)
+    console.print(f"{said} for each {found['unit']} (delta {found['delta']:g}, {found['records']} {found['unit']}s)", highlight=False)
     console.print(f"{found['measurements']} of {found['measurements_allowed']} measurements made", highlight=False)
     return 0
 

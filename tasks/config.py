@@ -93,6 +93,7 @@ class TaskConfig(Section):
     text_column: str = "text"
     label_column: str = "label"
     client_column: str | None = None
+    user_column: str | None = None  # whose row it is, where users are the unit of privacy (privacy.policy.unit)
     clients: int | tuple[str, ...] | dict[str, str] | None = None  # null: every client found in the data
     domain: str | None = None  # null: the client's name, _ as space; {client} is the bare name
     partition: Literal["column", "files", "iid", "dirichlet"] | None = None  # null: told from the others
@@ -178,6 +179,8 @@ class TaskConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> TaskConfig:
         if self.source == "world":
+            if self.user_column:
+                raise ValueError(f"user_column: found {self.user_column!r}; the built-in world's reviews have no writers; allowed: null")
             if self.partition not in (None, "column"):
                 raise ValueError(f"partition: found {self.partition!r}; allowed with source=world: null (one domain per client)")
             if set(wordings(self.labels)) - {"negative", "positive"}:

@@ -160,15 +160,16 @@ class ClientSummary:
     cut: int
     repeated: int
     in_test: int
+    users: int = 0  # of the training rows; 0: the task has no user column
 
 
 def check_data(
-    config: TaskConfig, seed: int, logical_batch: int | None = None, clients: Sequence[str] | None = None
+    config: TaskConfig, seed: int, logical_batch: int | None = None, clients: Sequence[str] | None = None, by_user: bool = False
 ) -> dict[str, ClientSummary]:
     """A summary of each of `clients` (None: all), or the ConfigError that training would run into.
 
     Beside the errors of `load_clients`: a label of which a client has one row only, a client whose rows are all of one label,
-    an empty test split, and fewer training rows than the logical batch.
+    an empty test split, and fewer training rows (`by_user`: users) than the logical batch.
     """
     labels = label_wordings(config)
     summaries = {}
@@ -186,9 +187,11 @@ def check_data(
             raise ConfigError(f"client {client}: every training row is labelled {only!r}; needed: rows of two labels")
         if not split.test:
             raise ConfigError(f"client {client}: no row is left for the test split; give test_path, or more rows")
-        if logical_batch is not None and len(split.train) < logical_batch:
+        users = len({record.user for record in split.train} - {""})
+        units, kind = (users, "users in the training rows") if by_user else (len(split.train), "training rows")
+        if logical_batch is not None and units < logical_batch:
             raise ConfigError(
-                f"client {client}: {len(split.train)} training rows, fewer than the logical batch of {logical_batch}; lower the "
+                f"client {client}: {units} {kind}, fewer than the logical batch of {logical_batch}; lower the "
                 f"logical batch, or give more rows (task.rows_per_client is {config.rows_per_client}, rows there are {loaded.available})"
             )
         summaries[client] = ClientSummary(
@@ -200,6 +203,7 @@ def check_data(
             loaded.cut,
             loaded.repeated,
             loaded.in_test,
+            users,
         )
     return summaries
 

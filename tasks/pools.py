@@ -167,7 +167,7 @@ def _records(config: TaskConfig, rows: Sequence[Row], domain: str) -> tuple[tupl
             )
         if len(text) > config.max_chars:
             text, cut = _cut(text, config.max_chars), cut + 1
-        records.append(Record(text, known[row.label], domain))
+        records.append(Record(text, known[row.label], domain, row.user))
     return tuple(records), cut
 
 
@@ -211,7 +211,7 @@ def _train_rows(config: TaskConfig, path: str | None) -> list[Row]:
 
 def _test_rows(config: TaskConfig, path: str | None) -> list[Row] | None:
     """Rows of the test file or split, with the client where it has the client column. None: the task has no test of its own."""
-    columns = replace(_columns(config), client=config.client_column, client_needed=False)
+    columns = replace(_columns(config), client=config.client_column, client_needed=False, user=None)
     if config.source == "hub":
         if config.test_split is None:
             return None
@@ -221,7 +221,7 @@ def _test_rows(config: TaskConfig, path: str | None) -> list[Row] | None:
 
 def _columns(config: TaskConfig) -> Columns:
     by_column = partition_of(config) == "column"
-    return Columns(config.text_column, config.label_column, config.client_column if by_column else None)
+    return Columns(config.text_column, config.label_column, config.client_column if by_column else None, user=config.user_column)
 
 
 def _one_file(config: TaskConfig, key: str, path: object) -> Path:

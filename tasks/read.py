@@ -21,30 +21,33 @@ _FIELD_LIMIT = 2**31 - 1  # the csv module's default of 131,072 characters is sh
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the text, the raw label, and (optional) the client."""
+    """Which columns hold the text, the raw label, and (optional) the client and the user."""
 
     text: str
     label: str
     client: str | None = None
     client_needed: bool = True  # False: rows without that column have the client ""
+    user: str | None = None
 
     @property
     def needed(self) -> tuple[str, ...]:
-        return (self.text, self.label) + ((self.client,) if self.client and self.client_needed else ())
+        client = self.client if self.client_needed else None
+        return tuple(name for name in (self.text, self.label, client, self.user) if name)
 
     def among(self, found: Sequence[str]) -> list[str]:
         """Those of the columns that `found` has, each once."""
-        return [name for name in dict.fromkeys((self.text, self.label, self.client)) if name in found and name]
+        return [name for name in dict.fromkeys((self.text, self.label, self.client, self.user)) if name in found and name]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as read: `label` and `client` as `raw_value` gives them, `where` names file and row for error sentences."""
+    """One row as read: `label`, `client` and `user` as `raw_value` gives them, `where` names file and row for error sentences."""
 
     text: str
     label: str
     client: str
     where: str
+    user: str = ""
 
 
 def file_format(path: Path) -> str | None:
@@ -83,13 +86,16 @@ def read_rows(path: Path, columns: Columns) -> list[Row]:
 
 
 def as_row(values: dict[str, Any], columns: Columns, where: str) -> Row:
-    """One row from its values. Raises ConfigError when a column is missing or the text is no text."""
+    """One row from its values. Raises ConfigError when a column is missing, the text is no text, or a needed user is not named."""
     check_columns(columns, list(values), where)
     text = values[columns.text]
     if not isinstance(text, str):
         raise ConfigError(f"{where}: column {columns.text!r} holds {text!r}, not a text")
     client = raw_value(values[columns.client]) if columns.client in values else ""
-    return Row(text, raw_value(values[columns.label]), client, where)
+    user = raw_value(values[columns.user]) if columns.user else ""
+    if columns.user and not user:
+        raise ConfigError(f"{where}: column {columns.user!r} is empty; needed: whose row it is")
+    return Row(text, raw_value(values[columns.label]), client, where, user)
 
 
 def check_columns(columns: Columns, found: Sequence[str], where: str) -> None:

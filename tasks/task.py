@@ -13,6 +13,7 @@ class Record:
     text: str
     label: int
     domain: str = ""  # wording, e.g. "kitchen"
+    user: str = ""  # whose it is, where the task has a user column
 
 
 @dataclass(frozen=True)

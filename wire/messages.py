@@ -50,8 +50,9 @@ class Receipt:
     sample_rate: float = 0.0
     steps: int = 0
     clip: float = 0.0
-    records: int = 0  # n, public by our choice: the sample rate states it anyway
+    records: int = 0  # n, how many units there are, public by our choice: the sample rate states it anyway
     accountant: str = "pld"
+    unit: str = "record"  # what the guarantee is for: one "record", or one "user" with all their records
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,12 @@ def write_reasoning_card(folder: Path, config: SiteConfig, request: Learn, recor
 def write_generator_card(folder: Path, config: SiteConfig, domain: str, receipt: Receipt) -> None:
     """The card of the DP generator whose samples were released under `receipt`."""
     open_ = receipt.mechanism == "none"
-    said = guarantee(float("inf") if open_ else receipt.epsilon, receipt.delta)
+    said = guarantee(float("inf") if open_ else receipt.epsilon, receipt.delta, receipt.unit)
+    total = guarantee(receipt.epsilon_total, receipt.delta, receipt.unit)
+    who = f"{receipt.records} private texts" if receipt.unit == "record" else f"Private texts of {receipt.records} users"
     privacy = [
         said,
-        f"Everything that the site's ledger held then, this training included: {guarantee(receipt.epsilon_total, receipt.delta)}",
+        f"Everything that the site's ledger held then, this training included: {total}",
         f"Mechanism {receipt.mechanism}: noise multiplier {receipt.noise_multiplier:.4f}, sample rate {receipt.sample_rate:.4g}, "
         f"{receipt.steps} steps, clipping norm {receipt.clip:g}.",
     ]
@@ -69,7 +71,7 @@ def write_generator_card(folder: Path, config: SiteConfig, domain: str, receipt:
             f"DP generator of texts about {domain}",
             "text-generation",
             str(config.generator.path if config.generator else ""),
-            f"{receipt.records} private texts of the site {config.client}, by DP-SGD.",
+            f"{who} of the site {config.client}, by DP-SGD.",
             privacy,
             adapter=(folder / "adapter_config.json").is_file(),
             notes=_stand_in(config.generator.path if config.generator else ""),

@@ -11,6 +11,7 @@ import pydantic
 
 from clients.vault.answers import AnswersConfig
 from clients.vault.feedback import ScorerEmbedding
+from clients.vault.owners import check_unit
 from clients.vault.policy import Policy
 from conf.check import Section, check
 from lm.classify import SLMConfig
@@ -79,6 +80,9 @@ class SiteConfig:
     pooled: bool = False
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     pooled_folder: Path | None = None  # a simulation's: where the pooled bound's models are, to be measured at every site
+
+    def __post_init__(self) -> None:
+        check_unit(self.policy, self.task)
 
 
 def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lm.classify import SLMConfig
+from lm.dpsgd import rows_of_units
 from lm.embed import Embedder, hashed_embeddings
 from lm.randomness import NoiseSource
 from tasks.standin import PREFIX, resolve
@@ -22,7 +23,7 @@ from tasks.standin import PREFIX, resolve
 ScorerEmbedding = Literal["auto", "slm", "words"]
 STEPS, LEARNING_RATE, CLIP = 5, 4.0, 0.5  # [O] of the scorer: best or near it on public review domains and the world's public part
 LEAST_PART = 0.05  # [O] of a run's epsilon; with less left for scores they are refused
-_BLOCK = 1024  # records whose votes are in memory at a time
+_BLOCK = 1024  # units whose votes are in memory at a time
 
 
 def embed(texts: Sequence[str], kind: ScorerEmbedding, slm: SLMConfig, private: bool = False) -> np.ndarray:
@@ -71,12 +72,19 @@ def votes(records: np.ndarray, record_labels: np.ndarray, texts: np.ndarray, lab
     return _unit((records @ texts.T) * agreement(record_labels, labels, classes))
 
 
-def vote_sum(records: np.ndarray, record_labels: np.ndarray, texts: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """[n] all records' votes together: the exact sum, of L2 sensitivity 1. It stays at the site until there is noise on it."""
-    total = np.zeros(len(texts))
-    for start in range(0, len(records), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        total += votes(records[part], record_labels[part], texts, labels, classes).sum(axis=0)
+def vote_sum(
+    records: np.ndarray, record_labels: np.ndarray, texts: np.ndarray, labels: np.ndarray, classes: int, owners: Sequence[int]
+) -> np.ndarray:
+    """[n] all units' votes together: the exact sum, of L2 sensitivity 1. It stays at the site until there is noise on it.
+
+    `owners[i]` is the unit of record i: the record itself, or the user, whose one vote is that of all their records' votes together.
+    """
+    total, units = np.zeros(len(texts)), rows_of_units(owners)
+    for start in range(0, len(units), _BLOCK):
+        block = units[start : start + _BLOCK]
+        rows = np.concatenate(block)
+        each = votes(records[rows], record_labels[rows], texts, labels, classes)
+        total += _unit(np.add.reduceat(each, np.cumsum([0, *map(len, block[:-1])]))).sum(axis=0)
     return total
 
 
@@ -85,15 +93,15 @@ def noisy(total: np.ndarray, sigma: float, randomness: NoiseSource) -> np.ndarra
     return total + sigma * randomness.normal(total.size).numpy().astype(np.float64).reshape(total.shape)
 
 
-def opinions(noisy_sum: np.ndarray, texts: np.ndarray, labels: np.ndarray, classes: int, sigma: float, records: int) -> np.ndarray:
-    """[n] scores in [0, 1] from noisy votes; 0.5 is no opinion. Post-processing: texts, labels, sigma and the number of records are public.
+def opinions(noisy_sum: np.ndarray, texts: np.ndarray, labels: np.ndarray, classes: int, sigma: float, units: int) -> np.ndarray:
+    """[n] scores in [0, 1] from noisy votes; 0.5 is no opinion. Post-processing: texts, labels, sigma and the number of units are public.
 
     Votes for like texts are alike and their noise is not, so they are smoothed: H = G (G + lambda I)^-1 with G = cosines times agreement
-    of the texts with each other, over n, and lambda = sigma^2 / records [O]. A score is Phi(smoothed vote / its noise's deviation).
+    of the texts with each other, over n, and lambda = sigma^2 / units [O]. A score is Phi(smoothed vote / its noise's deviation).
     """
     count = len(noisy_sum)
     gram = (texts @ texts.T) * agreement(labels, labels, classes) / count
-    shrink = sigma**2 / max(1, records)
+    shrink = sigma**2 / max(1, units)
     smooth = np.linalg.solve(gram + shrink * np.eye(count), gram)
     lengths = np.linalg.norm(smooth, axis=1)
     opinion = np.where(lengths > 1e-12, smooth @ noisy_sum / np.maximum(sigma * lengths, 1e-12), 0.0)
@@ -127,24 +135,37 @@ class Scorer:
             return Scorer(arrays["head"], View(arrays["weights"], arrays["centre"]))
 
 
-def clipped_gradients(head: np.ndarray, features: np.ndarray, labels: np.ndarray, clip: float) -> np.ndarray:
-    """[m, K] errors p - y of each record, scaled so that its gradient, error times feature, has an L2 norm of at most `clip`."""
+def clipped_gradients(head: np.ndarray, features: np.ndarray, labels: np.ndarray, clip: float, owners: Sequence[int]) -> np.ndarray:
+    """[m, K] errors p - y of each record, scaled so that its unit's gradient, the mean of error times feature over its records, has an L2
+    norm of at most `clip`."""
     errors = _softmax(features @ head.T)
     errors[np.arange(len(labels)), labels] -= 1.0
     norms = np.linalg.norm(errors, axis=1) * np.linalg.norm(features, axis=1)
+    for unit in rows_of_units(owners):
+        if len(unit) > 1:
+            errors[unit] /= len(unit)
+            pairs = (errors[unit] @ errors[unit].T) * (features[unit] @ features[unit].T)
+            norms[unit] = np.sqrt(max(0.0, pairs.sum()))
     return errors * np.minimum(1.0, clip / np.maximum(norms, 1e-12))[:, None]
 
 
 def train_scorer(
-    vectors: np.ndarray, labels: np.ndarray, view: View, classes: int, sigma: float, steps: int, randomness: NoiseSource
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    owners: Sequence[int],
+    view: View,
+    classes: int,
+    sigma: float,
+    steps: int,
+    randomness: NoiseSource,
 ) -> Scorer:
-    """DP gradient descent from zero: each of `steps` steps takes all records' clipped gradients [K, d], adds N(0, (sigma CLIP)^2) to their
-    sum, divides by the public number of records and goes LEARNING_RATE along. No bias [O]: on public data it cost more than it gave."""
+    """DP gradient descent from zero: each of `steps` steps takes all units' clipped gradients [K, d], adds N(0, (sigma CLIP)^2) to their
+    sum, divides by the public number of units and goes LEARNING_RATE along. No bias [O]: on public data it cost more than it gave."""
     features = view.directions(vectors)
     head = np.zeros((classes, features.shape[1]))
     for _ in range(steps):
-        total = clipped_gradients(head, features, labels, CLIP).T @ features
-        head -= LEARNING_RATE * noisy(total, sigma * CLIP, randomness) / len(labels)
+        total = clipped_gradients(head, features, labels, CLIP, owners).T @ features
+        head -= LEARNING_RATE * noisy(total, sigma * CLIP, randomness) / len(set(owners))
     return Scorer(head, view)
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,7 @@ class Entry:
     time: str  # UTC, ISO 8601
     event: Event
     released: int  # how many texts, scores or arrays left
+    unit: str = "record"  # neighbouring data sets differ in one of it
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Ledger:
 
     `allow_unprotected` lets events of kind "none" pass. They make `spent` infinite; the budget then goes on for the
     protected events alone. Without it, a ledger that holds one refuses everything, since no total can be kept any more.
-    `unprotected` names mechanisms for which alone that leave is given, e.g. {"scores"}.
+    `unprotected` names mechanisms for which alone that leave is given, e.g. {"scores"}. `unit`, "record" or "user", is what the
+    budget protects; a ledger with charges for the other is refused, since neither follows from the other (docs/privacy.md).
     Any method may raise LedgerError for a file that is damaged or cannot be written. Raises ValueError for a budget or
     delta out of range.
     """
@@ -76,6 +78,7 @@ class Ledger:
         allow_unprotected: bool = False,
         clock: Callable[[], float] = time.time,
         unprotected: Collection[str] = (),
+        unit: str = "record",
     ) -> None:
         if not budget_epsilon > 0 or (math.isinf(budget_epsilon) and not allow_unprotected):
             raise ValueError(
@@ -89,6 +92,7 @@ class Ledger:
         self.delta = delta
         self.allow_unprotected = allow_unprotected
         self._unprotected = unprotected
+        self._unit = unit
         self._clock = clock
 
     # --- Reading -----------------------------------------------------------------------------------------------------
@@ -193,9 +197,9 @@ class Ledger:
                 return first
             self._check_budget(entries, run, what, event, epsilon_run, at)
             when = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
-            new = Entry(id, run, what, when, event, released)
+            new = Entry(id, run, what, when, event, released, self._unit)
             total = compose([*(entry.event for entry in entries), event], at)
-            journal.append({"id": id, "run": run, "what": what, "time": when, "event": event.to_dict(), "released": released})
+            journal.append(asdict(new) | {"event": event.to_dict()})
             return Charge(new, compose([event], at), total, at, repeated=False)
 
     # --- Rules -------------------------------------------------------------------------------------------------------
@@ -275,16 +279,23 @@ class Ledger:
         entries = []
         for number, line in enumerate(journal.entries, start=1):
             try:
-                entries.append(_entry(line))
+                entry = _entry(line)
             except (ValueError, TypeError, KeyError) as error:
                 raise LedgerError(
                     f"{self.path}, line {number}: is no charge this version knows ({error}); nothing was released; upgrade, or restore it"
                 ) from None
+            if entry.unit != self._unit and entry.event.kind != "none":
+                raise LedgerError(
+                    f"{self.path}, line {number}: was charged for each {entry.unit}, and the site's policy has unit {self._unit}; they do "
+                    f"not add up; nothing was released; set unit {entry.unit} again, or give the site a new folder"
+                )
+            entries.append(entry)
         return entries
 
 
 def _entry(line: dict[str, Any]) -> Entry:
-    return Entry(line["id"], line["run"], line["what"], line["time"], Event.from_dict(line["event"]), line["released"])
+    unit = line.get("unit", "record")  # ledgers older than the choice
+    return Entry(line["id"], line["run"], line["what"], line["time"], Event.from_dict(line["event"]), line["released"], unit)
 
 
 def _by_spender(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:

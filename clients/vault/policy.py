@@ -1,8 +1,8 @@
 """The site's policy: what a server may ask of this vault at all.
 
 It is the site's file, read by code the site installed. Checks are plain functions that return nothing or raise
-PolicyError with a reason for the person at the other end; no reason tells anything about private records but their
-number, which receipts state anyway.
+PolicyError with a reason for the person at the other end; no reason tells anything about private records but the
+number of units (records, or users), which receipts state anyway and which `records` means below.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
 _MOST_ROUNDS = 1000  # [O] a plan over more would keep the accountant busy for nothing
 
 Method = Literal["synthesize", "score", "learn", "evaluate", "answer"]
+Unit = Literal["record", "user"]
 
 
 class PolicyError(Exception):
@@ -32,11 +33,12 @@ class Policy(Section):
     """The `policy` section of a site. All defaults are our choice [O] and on the careful side."""
 
     methods: tuple[Method, ...] = ("synthesize", "score", "learn", "evaluate", "answer")
+    unit: Unit = "record"  # what an epsilon protects: each record, or all records of each user (task.user_column)
     epsilon_per_run: float = 8.0
     epsilon_total: float = 8.0  # over everything the site ever releases
-    delta: float | None = None  # null: min(1e-5, 1 / (10 n)) for n records
+    delta: float | None = None  # null: min(1e-5, 1 / (10 n)) for n units
     allow_large_delta: bool = False  # accept delta >= 1 / n, which permits giving away a whole record
-    minimum_records: int = 100  # a site with fewer takes no part
+    minimum_records: int = 100  # a site with fewer takes no part; where users are the unit it is they who count
     maximum_texts_per_release: int = 5000  # bounds work and memory: more texts cost no more epsilon; all sites score all texts of a round
     share_metrics: bool = True  # test counts: small, but not covered by epsilon
     maximum_measurements: int = 200  # of test counts, ever: each is an exact answer to a question of the server's choice
@@ -89,8 +91,8 @@ def delta_for(policy: Policy, records: int, asked: float | None = None) -> float
     delta = own if asked is None else min(own, asked)
     if delta >= 1 / max(records, 1) and not policy.allow_large_delta:
         raise PolicyError(
-            f"delta {delta:g} is not below 1 / n = {1 / max(records, 1):g} for the {records} records here, so a "
-            f"whole record could be given away; "
+            f"delta {delta:g} is not below 1 / n = {1 / max(records, 1):g} for the {records} {policy.unit}s here, so a "
+            f"whole {policy.unit} could be given away; "
             f"allowed: a smaller delta, or allow_large_delta in the site's policy"
         )
     return delta
@@ -206,7 +208,9 @@ def _check_round(request: Synthesize | Score) -> None:
 
 def _check_records(policy: Policy, records: int) -> None:
     if records < policy.minimum_records:
-        raise PolicyError(f"this site has {records} records; allowed: at least {policy.minimum_records} (minimum_records in its policy)")
+        raise PolicyError(
+            f"this site has {records} {policy.unit}s; allowed: at least {policy.minimum_records} (minimum_records in its policy)"
+        )
 
 
 def _check_size(policy: Policy, count: int, what: str) -> None:

@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from clients.vault.answers import AnswersConfig
 from clients.vault.asking import AnyVault, ask
 from clients.vault.config import GeneratorConfig, SiteConfig
+from clients.vault.owners import check_unit
 from clients.vault.policy import Policy
 from conf.check import ConfigError, Section, check
 from lm.classify import SLMConfig
@@ -64,6 +65,7 @@ def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
     if site.client not in names_of(task):
         raise ConfigError(f"client: found {site.client!r}; the task's data has {', '.join(names_of(task))}")
     slm, policy = check(SLMConfig, site.slm, "slm"), check(Policy, site.policy, "policy")
+    check_unit(policy, task)
     check_model_folder(slm.path, "slm.path", causal=isinstance(task, QuestionsConfig))
     folder = Path(site.folder).expanduser()
     if isinstance(task, QuestionsConfig):
@@ -74,7 +76,7 @@ def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
         raise ConfigError("generator: missing; needed for a task of kind classification: path, and how it is trained")
     generator = check(GeneratorConfig, site.generator, "generator")
     check_model_folder(generator.path, "generator.path", causal=True)
-    check_data(task, site.seed, logical_batch=generator.logical_batch)
+    check_data(task, site.seed, logical_batch=generator.logical_batch, by_user=policy.unit == "user")
     return site, SiteConfig(site.client, folder, task, slm, generator, policy, site.seed, site.seeded_noise)
 
 

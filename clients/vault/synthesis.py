@@ -20,6 +20,7 @@ from wire.messages import LabelledTexts
 
 def write_demonstrations(
     records: Sequence[Record],
+    owners: Sequence[int],
     task: Task,
     domain: str,
     config: GeneratorConfig,
@@ -31,15 +32,16 @@ def write_demonstrations(
 ) -> tuple[LabelledTexts, dict[str, int], TrainReport]:
     """Train on `records` and sample `per_label` texts for every label, whatever the labels' private shares.
 
-    Returns the texts, how many samples each rule dropped, and what training ran. Fewer texts come back when `config.attempts` rounds
-    of sampling did not yield enough that pass the rules. Everything returned but the report is post-processing of the DP model.
+    `owners` are the records' units of privacy (`owners_of`). Returns the texts, how many samples each rule dropped, and what training
+    ran. Fewer texts come back when `config.attempts` rounds of sampling did not yield enough that pass the rules. Everything returned but
+    the report is post-processing of the DP model.
     `keep`: a folder that gets the trained generator: its adapter, or, of full training, all of it.
     """
     path = resolve(config.path)
     tokenizer = load_tokenizer(path, generates=True)
     model = prepare_generator(load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator"))
     controls = [task.control(record.domain or domain, record.label) for record in records]
-    report = train_generator(model, tokenizer, controls, [r.text for r in records], config, noise_multiplier, randomness)
+    report = train_generator(model, tokenizer, controls, [r.text for r in records], config, noise_multiplier, randomness, owners)
     if keep:
         keep_trained(model, tokenizer, keep, path)
     writer = merged(model)

@@ -18,6 +18,7 @@ from clients.vault import policy as rules
 from clients.vault.cards import write_generator_card, write_slm_card
 from clients.vault.config import SiteConfig
 from clients.vault.ledger import Charge, Ledger, LedgerError
+from clients.vault.owners import owners_of
 from clients.vault.policy import PolicyError
 from clients.vault.refusing import refusing
 from clients.vault.releases import Releases, write_once
@@ -47,6 +48,16 @@ class Vault:
         config = self.config
         return load_pooled(config.task, config.seed) if config.pooled else load_client(config.task, config.client, config.seed)
 
+    @cached_property
+    def _owners(self) -> list[int]:
+        """The unit of privacy that each training record belongs to: itself, or its user."""
+        return owners_of(self._records.train, self.config.policy.unit)
+
+    @property
+    def _units(self) -> int:
+        """n, the number of units: the only number about the training records that what leaves is allowed to depend on."""
+        return len(set(self._owners))
+
     @property
     def domain(self) -> str:
         """The public wording of the site's domain."""
@@ -66,10 +77,10 @@ class Vault:
         if (earlier := self._releases.find(request.message_id)) is not None:
             return earlier
         train = self._records.train
-        rules.check_synthesize(self.config.policy, request, len(train), len(self.task.labels))
-        delta = rules.delta_for(self.config.policy, len(train), request.delta)
+        rules.check_synthesize(self.config.policy, request, self._units, len(self.task.labels))
+        delta = rules.delta_for(self.config.policy, self._units, request.delta)
         ledger = self._ledger(delta)
-        steps, rate = planned_steps(self.config.generator, len(train))
+        steps, rate = planned_steps(self.config.generator, self._units)
         paid = ledger.find(request.message_id)
         if paid is not None:
             event = paid.entry.event
@@ -82,6 +93,7 @@ class Vault:
         charge = ledger.charge(request.message_id, request.run, "dp-sgd", event, count, epsilon_run=request.epsilon)
         data, dropped, report = write_demonstrations(
             train,
+            self._owners,
             self.task,
             self.domain,
             self.config.generator,
@@ -104,7 +116,8 @@ class Vault:
             rate,
             steps,
             self.config.generator.clip,
-            len(train),
+            self._units,
+            unit=self.config.policy.unit,
         )
         write_generator_card(kept, self.config, self.domain, receipt)
         return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
@@ -115,7 +128,7 @@ class Vault:
         began = time.monotonic()
         split = self._records
         weights_policy, ledger_name = self._terms_of_weights()
-        rules.check_learn(weights_policy, request, len(split.train))
+        rules.check_learn(weights_policy, request, self._units)
         rules.check_rows(request.data, len(self.task.labels))
         slm = self._slm(request.run)
         steps = slm.train(request, split, arrays or {})
@@ -126,9 +139,11 @@ class Vault:
         if not request.share_weights:
             return learned, None
         weights = slm.weights(request.model)
-        ledger = self._ledger(rules.delta_for(weights_policy, len(split.train)), weights_policy, ledger_name)
+        ledger = self._ledger(rules.delta_for(weights_policy, self._units), weights_policy, ledger_name)
         charge = ledger.charge(request.message_id, request.run, "weights", Event.none(), len(weights))
-        receipt = Receipt("none", charge.epsilon, ledger.delta, charge.epsilon_total, len(weights), records=len(split.train))
+        receipt = Receipt(
+            "none", charge.epsilon, ledger.delta, charge.epsilon_total, len(weights), records=self._units, unit=weights_policy.unit
+        )
         return replace(learned, receipt=receipt), weights
 
     @refusing
@@ -158,10 +173,9 @@ class Vault:
         """
         if (earlier := self._releases.find(request.message_id)) is not None:
             return earlier
-        records = len(self._records.train)
         policy, ledger_name = self._terms_of_scores(request.counterfactual)
-        rules.check_score(policy, request, records, len(self.task.labels))
-        ledger = self._ledger(rules.delta_for(policy, records, request.delta), policy, ledger_name)
+        rules.check_score(policy, request, self._units, len(self.task.labels))
+        ledger = self._ledger(rules.delta_for(policy, self._units, request.delta), policy, ledger_name)
         by = {"none": self._score_openly, "votes": self._score_by_votes, "gaussian": self._score_by_scorer}[request.feedback]
         scores, charge, epsilon_total = by(request, ledger)
         event, name = charge.entry.event, charge.entry.what
@@ -177,7 +191,8 @@ class Vault:
             1.0 if steps else 0.0,
             steps,
             clip,
-            records,
+            self._units,
+            unit=policy.unit,
         )
         return self._releases.keep(request.message_id, Scored(scores, receipt))
 
@@ -188,7 +203,7 @@ class Vault:
         return feedback.of_labels(probabilities, request.data.labels), charge, charge.epsilon_total
 
     def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
-        """Each record votes on its own; the noise is planned over all rounds of the run together, on top of the whole ledger."""
+        """Each unit votes on its own; the noise is planned over all rounds of the run together, on top of the whole ledger."""
         if (paid := ledger.find(request.message_id)) is not None:
             event = paid.entry.event
         else:
@@ -197,10 +212,10 @@ class Vault:
         own, own_labels = self._embedded_records
         view = feedback.View.of(vectors)
         texts = view.directions(vectors)
-        total = feedback.vote_sum(view.directions(own), own_labels, texts, labels, classes)
+        total = feedback.vote_sum(view.directions(own), own_labels, texts, labels, classes, self._owners)
         charge = ledger.charge(request.message_id, request.run, "gaussian-votes", event, len(labels), epsilon_run=request.epsilon)
         noisy = feedback.noisy(total, event.noise_multiplier, self._randomness("votes", ledger.path.stem, request.round))
-        scores = feedback.opinions(noisy, texts, labels, classes, event.noise_multiplier, len(own))
+        scores = feedback.opinions(noisy, texts, labels, classes, event.noise_multiplier, self._units)
         return feedback.as_scores(scores), charge, charge.epsilon_total
 
     def _planned(self, request: Score, ledger: Ledger, sums: int, rounds: int = 1, left: int = 1) -> Event:
@@ -229,7 +244,8 @@ class Vault:
             charge = ledger.charge(name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon)
             own, labels = self._embedded_records
             sigma, steps, randomness = event.noise_multiplier, event.count, self._randomness("scorer", ledger.path.stem)
-            scorer = feedback.train_scorer(own, labels, feedback.View.of(vectors), len(self.task.labels), sigma, steps, randomness)
+            mechanism = (feedback.View.of(vectors), len(self.task.labels), sigma, steps, randomness)
+            scorer = feedback.train_scorer(own, labels, self._owners, *mechanism)
             scorer = feedback.Scorer.from_bytes(write_once(file, scorer.to_bytes()))  # of two trained at once, the first
         return feedback.of_labels(scorer.probabilities(vectors), request.data.labels), charge, ledger.spent()
 
@@ -264,7 +280,8 @@ class Vault:
     def _ledger(self, delta: float, policy: rules.Policy | None = None, name: str = "ledger.jsonl") -> Ledger:
         policy = policy or self.config.policy
         scores = {"scores"} if policy.share_scores == "any" else ()
-        return Ledger(self.config.folder / name, policy.epsilon_total, delta, policy.allow_unprotected, unprotected=scores)
+        kept = (policy.epsilon_total, delta, policy.allow_unprotected)
+        return Ledger(self.config.folder / name, *kept, unprotected=scores, unit=policy.unit)
 
     def _mechanism(self, name: str, event: Event) -> str:
         if event.kind == "none":

@@ -88,12 +88,12 @@ def seen():
 def test_every_neighbouring_data_set_is_one_away(seen, monkeypatch):
     own, own_labels, texts, labels = seen
     monkeypatch.setattr(feedback, "_BLOCK", 7)  # sums run over several blocks
-    whole = vote_sum(own, own_labels, texts, labels, 2)
+    whole = vote_sum(own, own_labels, texts, labels, 2, range(30))
     distances = []
     for gone in range(len(own)):
         rest = np.delete(np.arange(len(own)), gone)
-        distances.append(np.linalg.norm(whole - vote_sum(own[rest], own_labels[rest], texts, labels, 2)))
-    twice = vote_sum(np.repeat(own, 2, axis=0), np.repeat(own_labels, 2), texts, labels, 2)
+        distances.append(np.linalg.norm(whole - vote_sum(own[rest], own_labels[rest], texts, labels, 2, rest)))
+    twice = vote_sum(np.repeat(own, 2, axis=0), np.repeat(own_labels, 2), texts, labels, 2, range(60))
     np.testing.assert_allclose(twice, 2 * whole)
     np.testing.assert_allclose(distances, 1.0)
     assert np.linalg.norm(whole) > 2  # the sum itself is not bounded by 1
@@ -164,7 +164,7 @@ def test_each_records_gradient_is_clipped_and_is_the_losss():
         true = weights.grad.numpy()
         factor = min(1.0, 0.5 / np.linalg.norm(true))
         clipped += factor < 1
-        ours = np.outer(clipped_gradients(head, features[row : row + 1], labels[row : row + 1], 0.5)[0], features[row])
+        ours = np.outer(clipped_gradients(head, features[row : row + 1], labels[row : row + 1], 0.5, [0])[0], features[row])
         np.testing.assert_allclose(ours, factor * true, atol=1e-12)
         assert np.linalg.norm(ours) <= 0.5 + 1e-9
     assert 5 < clipped < 20
@@ -182,13 +182,13 @@ def test_a_steps_sum_moves_by_at_most_the_clip(monkeypatch):
 
     monkeypatch.setattr(feedback, "noisy", summed)
     monkeypatch.setattr(feedback, "clipped_gradients", lambda head, *rest: heads.append((head.copy(), *rest)) or clipped(head, *rest))
-    train_scorer(vectors, labels, View.of(vectors), 2, 1.3, 4, Silent())
+    train_scorer(vectors, labels, range(24), View.of(vectors), 2, 1.3, 4, Silent())
     assert len(sums) == 4 and {deviation for _, deviation in sums} == {1.3 * feedback.CLIP}
     moved = []
-    for (whole, _), (head, features, _, clip) in zip(sums, heads, strict=True):
+    for (whole, _), (head, features, _, clip, _) in zip(sums, heads, strict=True):
         for gone in range(24):
             rest = np.delete(np.arange(24), gone)
-            moved.append(np.linalg.norm(whole - clipped(head, features[rest], labels[rest], clip).T @ features[rest]))
+            moved.append(np.linalg.norm(whole - clipped(head, features[rest], labels[rest], clip, rest).T @ features[rest]))
     assert len(moved) == 96 and max(moved) == pytest.approx(feedback.CLIP, abs=1e-9) and min(moved) > 0
 
 
@@ -205,11 +205,11 @@ def test_a_private_scorer_and_votes_tell_right_labels_from_wrong_ones():
         public, private = (feedback.hashed_embeddings(rows).astype(float) for rows in (texts, own))
         view = View.of(public)
         seen, mine = view.directions(public), view.directions(private)
-        total = vote_sum(mine, own_labels, seen, labels, 2)
+        total = vote_sum(mine, own_labels, seen, labels, 2, range(45))
         scores = opinions(noisy(total, sigma_votes, SeededNoise(seed)), seen, labels, 2, sigma_votes, 45)
         found["votes"].append(roc_auc_score(right, scores))
         for name, noise in (("gaussian", sigma * math.sqrt(feedback.STEPS)), ("no noise", 0.0)):
-            scorer = train_scorer(private, own_labels, view, 2, noise, feedback.STEPS, SeededNoise(seed))
+            scorer = train_scorer(private, own_labels, range(45), view, 2, noise, feedback.STEPS, SeededNoise(seed))
             found[name].append(roc_auc_score(right, feedback.of_labels(scorer.probabilities(public), labels)))
     means = {name: np.mean(values) for name, values in found.items()}
     assert means["votes"] > 0.62 and means["gaussian"] > 0.62, means
@@ -317,7 +317,7 @@ def test_the_scorer_is_paid_for_once_in_a_run(site, monkeypatch):
     vault, trained, train = site(), [], feedback.train_scorer
     monkeypatch.setattr(feedback, "train_scorer", lambda *arguments: trained.append(arguments) or train(*arguments))
     first = vault.score(ask("s0", "gaussian", rounds=3))
-    ((_, _, _, _, sigma, steps, _),) = trained
+    ((*_, sigma, steps, _),) = trained
     assert charged(vault) == [Event.gaussian(sigma, steps)] and ledger_of(vault).entries()[0].id == "r/scorer"
     assert sigma == noise_multiplier_for(8.0, DELTA, 1.0, feedback.STEPS)  # the whole run's budget, not a third
     receipt = first.receipt
@@ -333,7 +333,7 @@ def test_the_scorer_is_paid_for_once_in_a_run(site, monkeypatch):
 
 def test_steps_charged_are_steps_run():
     quiet = Silent()
-    train_scorer(np.eye(4), np.array([0, 1, 0, 1]), View.of(np.eye(4)), 2, 1.0, 7, quiet)
+    train_scorer(np.eye(4), np.array([0, 1, 0, 1]), range(4), View.of(np.eye(4)), 2, 1.0, 7, quiet)
     assert quiet.asked == [2 * 4] * 7  # one draw a step, a number for every weight
 
 

@@ -56,7 +56,7 @@ def test_a_charge_is_a_line_chained_to_the_one_before(ledger):
     assert second.epsilon_total == pytest.approx(compose([sgd(2.0), VOTE], DELTA))
     assert second.epsilon_total < first.epsilon + second.epsilon  # composed, not added
     one, two = lines(ledger)
-    assert list(one) == ["id", "run", "what", "time", "event", "released", "check"]
+    assert list(one) == ["id", "run", "what", "time", "event", "released", "unit", "check"]
     assert one["event"] == {"kind": "poisson_gaussian", "noise_multiplier": 2.0, "sample_rate": RATE, "steps": STEPS}
     check_one, check_two = one.pop("check"), two.pop("check")
     assert check_one == chained(START, one) and check_two == chained(check_one, two)

@@ -64,7 +64,7 @@ def test_under_huge_noise_the_weights_are_a_matter_of_the_noise_alone(site, monk
     def moved_apart(sigma):
         ends.clear()
         for records in (coffee, tents):
-            write_demonstrations(records, vault.task, "coffee", vault.config.generator, sigma, 1, SeededNoise(0), 0)
+            write_demonstrations(records, range(len(records)), vault.task, "coffee", vault.config.generator, sigma, 1, SeededNoise(0), 0)
         return float((ends[0] - ends[1]).norm() / ends[0].norm())
 
     assert moved_apart(1e6) < 0.01 and moved_apart(0.0) > 0.2

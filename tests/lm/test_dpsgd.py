@@ -74,7 +74,7 @@ def test_the_run_uses_the_planned_rate_and_new_coins_each_step(tokenizer, llama)
     assert abs(np.mean(report.batch_sizes) - 8) < 6 * math.sqrt(4 / 40)
 
 
-def gradients_of_one_step(model, tokenizer, config, sigma, randomness, monkeypatch):
+def gradients_of_one_step(model, tokenizer, config, sigma, randomness, monkeypatch, owners=None):
     """The gradients the optimizer saw in each step."""
     seen = []
     step = torch.optim.AdamW.step
@@ -84,7 +84,7 @@ def gradients_of_one_step(model, tokenizer, config, sigma, randomness, monkeypat
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    train_generator(model, tokenizer, CONTROLS, TEXTS, config, sigma, randomness)
+    train_generator(model, tokenizer, CONTROLS, TEXTS, config, sigma, randomness, owners)
     return seen
 
 

@@ -38,8 +38,8 @@ def audited(kind, planned=CLAIM, sigma=1.0):
 @pytest.mark.parametrize("name", ["a thousandth of the noise", "records are not clipped", "half of the charge"])
 def test_broken_scores_refute_their_claim(kind, name, monkeypatch):
     if name == "records are not clipped":  # a record counts as five
-        whole_votes, whole_gradients = feedback.votes, feedback.clipped_gradients
-        monkeypatch.setattr(feedback, "votes", lambda *given: 5 * whole_votes(*given))
+        whole_votes, whole_gradients = feedback.vote_sum, feedback.clipped_gradients
+        monkeypatch.setattr(feedback, "vote_sum", lambda *given: 5 * whole_votes(*given))
         monkeypatch.setattr(feedback, "clipped_gradients", lambda *given: 5 * whole_gradients(*given))
     bound = audited(kind, *{"half of the charge": (2 * CLAIM,), "a thousandth of the noise": (CLAIM, 1e-3)}.get(name, ()))
     print(f"| {kind} | {name} | {CLAIM:g} | {bound:.2f} |")  # pytest -s -k broken: the table of docs/privacy.md

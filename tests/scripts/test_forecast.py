@@ -12,7 +12,7 @@ from scripts.launch import launch
 from scripts.units import Rows, work
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
-WORLD = Rows(dict.fromkeys("abcd", 40), dict.fromkeys("abcd", 400), 2)
+WORLD = Rows(dict.fromkeys("abcd", 40), dict.fromkeys("abcd", 400), 2, dict.fromkeys("abcd", 40))
 
 
 def test_counts_of_the_default_run():
