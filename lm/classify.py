@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from conf.check import Section
-from lm.batch import by_length, encode, endless_by_length, pad
+from lm.batch import by_length, encode, endless_by_length, pad, width_multiple
 from lm.load import attach_lora, eager_attention, trainable
 from lm.precision import use_bf16
 from lm.progress import report
@@ -207,7 +207,7 @@ def _losses(model: Any, rows: _Set, chosen: list[int], pad_id: int, config: SLMC
 
 
 def _logits(model: Any, rows: list[list[int]], pad_id: int, precision: str) -> torch.Tensor:
-    ids, mask = pad(rows, pad_id)
+    ids, mask = pad(rows, pad_id, multiple=width_multiple(model))
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device.type)):
         return model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().to("cpu")

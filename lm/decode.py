@@ -1,24 +1,24 @@
-"""One decode loop for every causal LM: rows with their own prompts, sampling, seeds and stop conditions, in one shrinking batch."""
+"""One decode loop for every causal LM: rows with their own prompts, sampling, seeds and stop conditions, in batches that stay full."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Sequence
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
-from peft import PeftModel
 
-from lm.batch import by_length, pad, positions
+from lm.batch import pad
 from lm.draw import draw, uniforms
-from lm.key_value_cache import roomy_cache
-from lm.llama import LlamaStepper, affords_copies, is_plain_llama
-from lm.load import merged
+from lm.stepper import Continuous, Stepper
 
 NOT_NUMBERS = "the model's logits are not numbers; try precision fp32"
+SLACK = 32  # columns of a cache beside those that its rows need, so that it moves to its beginning only so often [O]
+LANE = 8  # rows that are worth a thread of their own [O]
 
 
 @dataclass(frozen=True)
@@ -46,67 +46,6 @@ class Answer:
     error: str = ""  # what went wrong: logits that are not numbers, or too little memory for this row alone
 
 
-class Stepper(Protocol):
-    """A causal LM with a cache: what the loop needs of it. Prompts are padded on the left."""
-
-    compact_at: float  # the loop calls `keep` when the share of live rows has fallen to this
-
-    def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
-        """Starts a batch: ids and mask int64 [B, T] on any device, `room` steps to come. Next-token logits [B, V], float32."""
-        ...
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Feeds one token for each row, int64 [B]. Next-token logits [B, V], float32."""
-        ...
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """`rows` (int64 [b]) go on, in this order; a row may come several times, to go on in several ways."""
-        ...
-
-
-class AnyStepper:
-    """Any Hugging Face causal LM through its own forward, adapters as they are."""
-
-    compact_at = 0.75  # selecting rows copies the whole cache
-
-    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
-        self.model = model if dtype in (None, model.dtype) else copy.deepcopy(model).to(dtype)
-
-    def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        self._cache = None  # the batch before makes room
-        self._cache, self._length = roomy_cache(self.model.config, ids.shape[1] + room), ids.shape[1]
-        self._mask, self._positions = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1), positions(mask)
-        return self._run(ids)
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._length, self._positions = self._length + 1, self._positions[:, -1:] + 1
-        return self._run(tokens[:, None])
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self._cache.batch_select_indices(rows)
-        self._mask, self._positions = self._mask[rows], self._positions[rows]
-
-    def _run(self, ids: torch.Tensor) -> torch.Tensor:
-        mask = self._mask[:, : self._length]
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": self._positions, "logits_to_keep": 1}
-        return forward(self.model, **inputs, past_key_values=self._cache, use_cache=True).logits[:, -1].float()
-
-
-def forward(model: Any, **inputs: Any) -> Any:
-    """The model's output; arguments that its architecture does not know (position_ids, logits_to_keep) are left out."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    known = inspect.signature(inner.forward).parameters
-    return model(**{name: value for name, value in inputs.items() if name in known})
-
-
-def stepper(model: Any, dtype: torch.dtype | None = None) -> Stepper:
-    """The fastest stepper for `model`, with LoRA folded in; weights are copied in `dtype`. Make it anew when the weights change."""
-    plain = merged(model)
-    return LlamaStepper(plain, dtype) if is_plain_llama(plain) and affords_copies(plain) else AnyStepper(plain, dtype)
-
-
-@torch.inference_mode()
 def decode(
     run: Stepper,
     asks: Sequence[Ask],
@@ -115,91 +54,191 @@ def decode(
     batch_tokens: int | None = None,
     done: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
-    """One answer for each ask, in their order; `done(number, answer)` is called as each row ends.
+    """One answer for each ask, in their order; `done(number, answer)` is called as each row ends, one call at a time.
 
-    Rows are batched longest first with others that draw the same way, at most `batch_size` rows and `batch_tokens` tokens, prompts and
-    `max_new_tokens` together (None: no limit). A batch that is too large for the device's memory runs in halves, without the rows that
-    are done. A row's answer depends on its own seed only, up to the rounding of products in batches of another shape (which in float32
-    all but never shows). Raises ValueError for an empty prompt.
+    Rows run beside others that draw the same way and are of like length, at most `batch_size` rows and `batch_tokens` tokens at once,
+    prompts and `max_new_tokens` together (None: no limit); where the stepper is `Continuous` a waiting row takes the place of one that
+    has ended, and rows are dealt to as many threads as torch has. What is too large for the device's memory runs in halves. A row's
+    answer depends on its own seed only, up to the rounding of products in batches of another shape (which in float32 all but never
+    shows); which batches there are depends on the asks and the number of threads alone. Raises ValueError for an empty prompt.
     """
     if empty := [number for number, ask in enumerate(asks) if not ask.prompt]:
         raise ValueError(f"row {empty[0]}: found an empty prompt; a causal LM needs at least one token to continue from")
     answers: list[Answer | None] = [None] * len(asks)
+    one_at_a_time, stopped = threading.Lock(), threading.Event()
 
     def finish(number: int, answer: Answer) -> None:
+        if stopped.is_set():
+            raise _Stopped
         answers[number] = answer
         if done:
-            done(number, answer)
+            with one_at_a_time:
+                done(number, answer)
 
-    def within_memory(numbers: list[int]) -> None:
-        try:
-            return _decode_batch(run, numbers, asks, ends, finish)
-        except torch.OutOfMemoryError as failure:
-            message = str(failure).partition("\n")[0]
-        if len(numbers) == 1:
-            return finish(numbers[0], Answer((), "error", f"out of memory for one request: {message}"))
-        left = [number for number in numbers if answers[number] is None]
-        for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-            if half:
-                within_memory(half)
+    @torch.inference_mode()
+    def within_memory(run: Stepper, flights: Iterable[tuple[list[int], int]]) -> None:
+        for numbers, size in flights:
+            while numbers:
+                try:
+                    _fly(run, numbers, asks, ends, size, finish)
+                except torch.OutOfMemoryError as failure:
+                    message = str(failure).partition("\n")[0]
+                numbers = [number for number in numbers if answers[number] is None]
+                if numbers and size == 1:
+                    finish(numbers.pop(0), Answer((), "error", f"out of memory for one request: {message}"))
+                size = max(1, size // 2)
 
-    kinds: dict[tuple, list[int]] = {}
     for number, ask in enumerate(asks):
         if ask.max_new_tokens < 1:
             finish(number, Answer((), "length"))
-        else:
-            kinds.setdefault((ask.temperature == 0, ask.top_k, ask.top_p >= 1), []).append(number)
-    for numbers in kinds.values():
-        numbers.sort(key=lambda number: asks[number].prompt)  # equal prompts meet in one batch
-        lengths = [len(asks[number].prompt) + asks[number].max_new_tokens for number in numbers]
-        for batch in by_length(lengths, batch_size, batch_tokens):
-            within_memory([numbers[i] for i in batch])
+    flights = _flights(asks, batch_size, batch_tokens)
+    threads = torch.get_num_threads()
+    lanes = min(threads, len(asks) // LANE) if isinstance(run, Continuous) and run.device.type == "cpu" else 1
+    if lanes < 2:
+        within_memory(run, flights)
+        return answers  # type: ignore[return-value]
+
+    def lane(number: int) -> None:
+        mine = run if number == 0 else run.fork()
+        try:
+            within_memory(mine, [(numbers[number::lanes], max(1, size // lanes)) for numbers, size in flights])
+        except BaseException:
+            stopped.set()
+            raise
+
+    torch.set_num_threads(1)  # of operations in the threads that begin now
+    try:
+        with ThreadPoolExecutor(lanes) as pool:
+            futures = [pool.submit(contextvars.copy_context().run, lane, number) for number in range(lanes)]
+            try:
+                failures = [failure for future in futures if (failure := future.exception())]
+            except BaseException:
+                stopped.set()
+                raise
+    finally:
+        torch.set_num_threads(threads)
+    for failure in failures:
+        if not isinstance(failure, _Stopped):
+            raise failure
     return answers  # type: ignore[return-value]
 
 
-def _decode_batch(
-    run: Stepper, numbers: list[int], asks: Sequence[Ask], ends: AbstractSet[int], finish: Callable[[int, Answer], None]
+class _Stopped(Exception):
+    """Another thread of this decoding has failed."""
+
+
+def _flights(asks: Sequence[Ask], batch_size: int | None, batch_tokens: int | None) -> list[tuple[list[int], int]]:
+    """Numbers of rows that may run side by side, and how many of them at once: they draw alike; where tokens are limited and rows have to
+    wait, none is twice as long as another, so that of shorter ones more run at once.
+
+    Longest prompts come first, so that the place of a row that has ended is long enough for the next; equal prompts follow each other.
+    """
+    kinds: dict[tuple, list[int]] = {}
+    for number, ask in enumerate(asks):
+        if ask.max_new_tokens > 0:
+            kinds.setdefault((ask.temperature == 0, ask.top_k, ask.top_p >= 1), []).append(number)
+    flights = []
+    for numbers in kinds.values():
+        numbers.sort(key=lambda number: -_length(asks[number]))
+        while numbers:
+            longest = _length(asks[numbers[0]])
+            size = min(batch_size or len(numbers), max(1, batch_tokens // longest) if batch_tokens else len(numbers), len(numbers))
+            alike = [number for number in numbers if 2 * _length(asks[number]) > longest]
+            rows = alike if batch_tokens and size < len(numbers) else numbers
+            numbers = numbers[len(rows) :]
+            order = sorted(rows, key=lambda number: (-len(asks[number].prompt), -asks[number].max_new_tokens, asks[number].prompt))
+            flights.append((order, min(size, len(order))))
+    return flights
+
+
+def _length(ask: Ask) -> int:
+    return len(ask.prompt) + ask.max_new_tokens
+
+
+def _fly(
+    run: Stepper, numbers: Sequence[int], asks: Sequence[Ask], ends: AbstractSet[int], size: int, finish: Callable[[int, Answer], None]
 ) -> None:
-    """Prefill, once for each distinct prompt, then one token per step for every live row."""
-    rows = [asks[number] for number in numbers]
-    steps = max(row.max_new_tokens for row in rows)
-    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
-    logits = run.prefill(*pad(list(prompts), 0, left=True), steps)
-    device = logits.device
-    if len(prompts) < len(rows):
-        shared = torch.tensor([prompts[row.prompt] for row in rows], device=device)
-        run.keep(shared)
-        logits = logits[shared]
-    stream = torch.zeros(len(rows), steps)
-    for i, row in enumerate(rows):
-        stream[i, : row.max_new_tokens] = uniforms(row.seed, row.max_new_tokens)
-    stream = stream.to(device)
-    temperature = torch.tensor([row.temperature for row in rows], device=device)
-    top_p = torch.tensor([row.top_p for row in rows], device=device)
-    top_k, greedy = rows[0].top_k, rows[0].temperature == 0
-    slots: list[int | None] = list(range(len(rows)))  # the row in each place of the batch; None: it has ended
-    new: list[list[int]] = [[] for _ in rows]
-    for step in range(steps):
-        drawn = logits.argmax(dim=-1) if greedy else draw(logits, stream[:, step], temperature, top_k, top_p)
-        for place, (token, broken) in enumerate(zip(drawn.tolist(), logits.sum(dim=-1).isnan().tolist(), strict=True)):
-            i = slots[place]
-            if i is None:
+    """One token per step for at most `size` live rows, until all of `numbers` have ended. Prompts that begin together are computed once."""
+    waiting, batch = deque(numbers), _Batch(asks, max(asks[number].max_new_tokens for number in numbers))
+    greedy, top_k = asks[numbers[0]].temperature == 0, asks[numbers[0]].top_k
+    logits = torch.empty(0)
+    while waiting or batch.slots:
+        free = size - len(batch.slots)
+        if waiting and (not batch.slots or (isinstance(run, Continuous) and free >= max(1, size // 8))):
+            begins = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(asks[number].prompt for number in begins))}
+            ids, mask = pad(list(distinct), 0, left=True)
+            rows = torch.tensor([distinct[asks[number].prompt] for number in begins])
+            if not batch.slots:
+                logits = run.prefill(ids, mask, batch.most + (SLACK if waiting else 0))
+                if len(distinct) < len(begins):
+                    run.keep(rows.to(logits.device))
+                    logits = logits[rows.to(logits.device)]
+                batch.start(begins, logits.device)
+            elif isinstance(run, Continuous) and ids.shape[1] <= run.width:
+                logits = torch.cat([logits, run.admit(ids, mask, rows)])
+                batch.start(begins, logits.device)
+            else:
+                waiting.extendleft(reversed(begins))
+        drawn = logits.argmax(dim=-1) if greedy else draw(logits, batch.uniforms(), batch.temperature, top_k, batch.top_p)
+        broken = logits.sum(dim=-1).isnan().tolist()
+        gone = False
+        for place, token in enumerate(drawn.tolist()):
+            if (number := batch.slots[place]) is None:
                 continue
-            if token not in ends and not broken:
-                new[i].append(token)
-            if how := "error" if broken else _ending(rows[i], new[i], token in ends):
-                finish(numbers[i], Answer(tuple(new[i]), how, NOT_NUMBERS if broken else ""))
-                slots[place] = None
-        live = [place for place, i in enumerate(slots) if i is not None]
+            new = batch.new[number]
+            if token not in ends and not broken[place]:
+                new.append(token)
+            if how := "error" if broken[place] else _ending(asks[number], new, token in ends):
+                finish(number, Answer(tuple(new), how, NOT_NUMBERS if broken[place] else ""))
+                batch.slots[place], gone = None, True
+        batch.age += 1
+        live = [place for place, number in enumerate(batch.slots) if number is not None]
         if not live:
-            return
-        if len(live) < len(slots) and len(live) <= run.compact_at * len(slots):
+            batch.slots = []
+            continue
+        if gone and len(live) <= run.compact_at * len(batch.slots):
             places = _close_gaps(live)
-            keep = torch.tensor(places, device=device)
+            keep = torch.tensor(places, device=drawn.device)
             run.keep(keep)
-            drawn, stream, temperature, top_p = drawn[keep], stream[keep], temperature[keep], top_p[keep]
-            slots = [slots[place] for place in places]
+            batch.keep(places, keep)
+            drawn = drawn[keep]
         logits = run.step(drawn)
+
+
+class _Batch:
+    """The rows that run side by side: by place in the batch, whose row it is and how it draws. `most`: new tokens of any row at most."""
+
+    def __init__(self, asks: Sequence[Ask], most: int) -> None:
+        self.asks, self.most = asks, most
+        self.slots: list[int | None] = []  # None: the row has ended
+        self.new: dict[int, list[int]] = {}
+
+    def start(self, numbers: Sequence[int], device: torch.device) -> None:
+        """New rows behind those that are there, whose first token comes next."""
+        asks, first = [self.asks[number] for number in numbers], not self.slots
+        stream = torch.zeros(len(asks), self.most)
+        for row, ask in zip(stream, asks, strict=True):
+            row[: ask.max_new_tokens] = uniforms(ask.seed, ask.max_new_tokens)
+        temperature = torch.tensor([ask.temperature for ask in asks])
+        top_p, age = torch.tensor([ask.top_p for ask in asks]), torch.zeros(len(asks), dtype=torch.int64)
+        joined = [part.to(device) for part in (stream, temperature, top_p, age)]
+        if not first:
+            joined = [torch.cat(pair) for pair in zip((self.stream, self.temperature, self.top_p, self.age), joined, strict=True)]
+        self.stream, self.temperature, self.top_p, self.age = joined
+        self.slots += numbers
+        self.new.update({number: [] for number in numbers})
+
+    def uniforms(self) -> torch.Tensor:
+        """[B] of each row's own stream, the number for its next token."""
+        return self.stream.gather(1, self.age.clamp_max(self.most - 1)[:, None])[:, 0]
+
+    def keep(self, places: Sequence[int], index: torch.Tensor) -> None:
+        """These places go on, in this order."""
+        self.slots = [self.slots[place] for place in places]
+        self.stream, self.temperature, self.top_p, self.age = (
+            part[index] for part in (self.stream, self.temperature, self.top_p, self.age)
+        )
 
 
 def _ending(ask: Ask, new: list[int], at_end: bool) -> str:

@@ -13,7 +13,7 @@ import pydantic
 import torch
 
 from conf.check import Section
-from lm.batch import by_length, encode_document
+from lm.batch import by_length, encode_document, width_multiple
 from lm.bookkeeping import book_keeping_engine
 from lm.load import attach_lora, trainable
 from lm.per_example import ClippedSum, Engine, hooks_engine, unit_batch, vmap_engine
@@ -133,7 +133,7 @@ def train_generator(
     steps, rate = planned_steps(config, len(units))
     rows = [encode_document(tokenizer, c, t, config.max_tokens) for c, t in zip(controls, texts, strict=True)]
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    engine = engine or ENGINES[config.engine]
+    engine, multiple = engine or ENGINES[config.engine], width_multiple(model)
     sizes = []
     with engine(model, use_bf16(config.precision)) as add:
         for step in range(steps):
@@ -143,7 +143,7 @@ def train_generator(
             at_once = max(1, config.micro_batch // max(map(len, chosen), default=1))
             for micro in by_length(sizes_in_memory, at_once):
                 batch = [[rows[i] for i in chosen[place]] for place in micro]
-                add(unit_batch(batch, tokenizer.pad_token_id, not config.mask_control_code), total)
+                add(unit_batch(batch, tokenizer.pad_token_id, not config.mask_control_code, multiple), total)
             set_noisy_gradients(parameters, total, noise_multiplier, rate * len(units), randomness)
             if watch:
                 watch(step, {name: parameter.grad for name, parameter in parameters.items()})
@@ -158,11 +158,9 @@ def train_generator(
 def set_noisy_gradients(
     parameters: dict[str, torch.nn.Parameter], total: ClippedSum, sigma: float, expected: float, randomness: NoiseSource
 ) -> None:
-    """Makes the clipped sum (clipped sum + sigma * C * N(0, I)) / expected, in place, and every parameter's `.grad`; one noise vector."""
-    sizes = [parameter.numel() for parameter in parameters.values()]
-    noise = randomness.normal(sum(sizes)).split(sizes) if sigma > 0 else [None] * len(sizes)
-    for (name, parameter), part in zip(parameters.items(), noise, strict=True):
+    """Makes the clipped sum (clipped sum + sigma * C * N(0, I)) / expected, in place, and every parameter's `.grad`."""
+    for name, parameter in parameters.items():
         gradient = total.sums[name]
-        if part is not None:
-            gradient.add_(part.view_as(gradient), alpha=sigma * total.clip)
+        if sigma > 0:
+            randomness.blur(gradient, sigma * total.clip)
         parameter.grad = gradient.div_(expected).to(parameter.dtype)

@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 
 from lm.batch import by_length, pad
-from lm.decode import NOT_NUMBERS, Answer, Ask, Stepper
+from lm.decode import NOT_NUMBERS, Answer, Ask
 from lm.draw import draw
+from lm.stepper import Stepper
 
 LENGTH = 8  # tokens in a draft [O]
 Rest = Literal["none", "base"]  # what is made of the tokens that a far LLM does not list

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lm.decode import AnyStepper, Stepper, stepper
 from lm.llama import affords_copies, is_plain_llama
+from lm.stepper import AnyStepper, Stepper, stepper
 
 
 class FusedStepper:
-    """A `lm.decode.Stepper` whose logits are the sum of `weights[name] * logits of members[name]`.
+    """A `lm.stepper.Stepper` whose logits are the sum of `weights[name] * logits of members[name]`.
 
     Raw logits are added, as Proxy-Tuning does (Liu et al. 2024, eq. 1); log-probabilities would differ from them by a number per row,
     which no softmax sees. `processed` counts the positions that each member has computed since the stepper was made, pads not among
@@ -105,7 +105,7 @@ def _two(tuned: Stepper, base: Stepper) -> SLMPair:
 
 
 class AdapterDifference:
-    """A `lm.decode.Stepper` whose logits are those with the adapter less those without it, both in one batch over one set of weights."""
+    """A `lm.stepper.Stepper` whose logits are those with the adapter less those without it, both in one batch over one set of weights."""
 
     compact_at = AnyStepper.compact_at
 

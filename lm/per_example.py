@@ -40,9 +40,9 @@ class LossBatch:
         return LossBatch(self.ids[rows], self.weights[rows], self.group)
 
 
-def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool) -> LossBatch:
-    """The rows as a LossBatch. Pads stand right of a causal row's tokens, where no real token can see them."""
-    ids, mask = pad([row.ids for row in rows], pad_id)
+def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool, multiple: int = 1) -> LossBatch:
+    """The rows as a LossBatch, T a `multiple`. Pads stand right of a causal row's tokens, where no real token can see them."""
+    ids, mask = pad([row.ids for row in rows], pad_id, multiple=multiple)
     weights = mask[:, 1:].float()
     for i, row in enumerate(rows):
         if not learn_context:
@@ -50,10 +50,11 @@ def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool) -> Los
     return LossBatch(ids, weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0))
 
 
-def unit_batch(units: Sequence[Sequence[Encoded]], pad_id: int, learn_context: bool) -> LossBatch:
+def unit_batch(units: Sequence[Sequence[Encoded]], pad_id: int, learn_context: bool, multiple: int = 1) -> LossBatch:
     """Units of rows, whose loss is the mean over their rows; those with fewer rows than the largest are filled up with empty ones."""
     group = max(len(unit) for unit in units)
-    batch = loss_batch([row for unit in units for row in (*unit, *[Encoded(())] * (group - len(unit)))], pad_id, learn_context)
+    filled = [row for unit in units for row in (*unit, *[Encoded(())] * (group - len(unit)))]
+    batch = loss_batch(filled, pad_id, learn_context, multiple)
     shares = torch.tensor([1 / len(unit) for unit in units]).repeat_interleave(group)
     return LossBatch(batch.ids, batch.weights * shares[:, None], group)
 

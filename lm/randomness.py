@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -44,12 +45,16 @@ class NoiseSource(Protocol):
         """`count` standard normal float32 numbers."""
         ...
 
+    def blur(self, values: torch.Tensor, deviation: float) -> None:
+        """Adds N(0, deviation^2) to every one of float32 `values`, in place."""
+        ...
+
 
 class SecureNoise:
     """What a site uses; nothing about it can be seeded or replayed.
 
     Coins are bits of the operating system's secure generator. Normals come from AES-256 in counter mode under a key that this generator
-    gives anew for every call: as hard to guess as the key, and fast enough for as many numbers as a model has weights. They are Box-Muller
+    gives anew for every draw: as hard to guess as the key, and fast enough for as many numbers as a model has weights. They are Box-Muller
     pairs in float64 from 52-bit uniforms, so |x| <= 8.49; P(|N| > 8.49) is about 2e-17. They are then rounded to float32: like every
     floating-point Gaussian mechanism this one is not proven against attacks on the low bits (Mironov 2012).
     """
@@ -62,6 +67,19 @@ class SecureNoise:
 
     def normal(self, count: int) -> torch.Tensor:
         out = torch.empty(count, dtype=torch.float32)
+        for start, numbers in self._chunks(count):
+            out[start : start + len(numbers)] = numbers
+        return out
+
+    def blur(self, values: torch.Tensor, deviation: float) -> None:
+        if values.device.type != "cpu":
+            values.add_(self.normal(values.numel()).to(values.device).view_as(values), alpha=deviation)
+            return
+        flat = values.view(-1)
+        for start, numbers in self._chunks(len(flat)):  # while they are in the core's cache
+            flat[start : start + len(numbers)].add_(numbers, alpha=deviation)
+
+    def _chunks(self, count: int) -> Iterator[tuple[int, torch.Tensor]]:
         stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
         zeros, bits, half = bytes(8 * self.chunk), bytearray(8 * self.chunk), self.chunk // 2
         numbers, pair = torch.frombuffer(bits, dtype=torch.int64), torch.empty(self.chunk)
@@ -72,8 +90,7 @@ class SecureNoise:
             angle = uniforms[half:].mul_(2.0 * torch.pi)
             torch.mul(radius, angle.cos(), out=pair[:half])
             torch.mul(radius, angle.sin_(), out=pair[half:])
-            out[start : start + self.chunk] = pair[: count - start]
-        return out
+            yield start, pair[: count - start]
 
 
 class SeededNoise:
@@ -88,3 +105,6 @@ class SeededNoise:
 
     def normal(self, count: int) -> torch.Tensor:
         return torch.randn(count, generator=self._normals)
+
+    def blur(self, values: torch.Tensor, deviation: float) -> None:
+        values.add_(self.normal(values.numel()).to(values.device).view_as(values), alpha=deviation)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from lm.batch import encode_prompt, longest
-from lm.decode import Answer, Ask, decode, stepper
+from lm.decode import Answer, Ask, decode
 from lm.precision import use_bf16
 from lm.progress import report
 from lm.randomness import derive
+from lm.stepper import stepper
 
 
 @dataclass(frozen=True)

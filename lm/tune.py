@@ -14,10 +14,10 @@ import torch
 from torch.nn import functional
 
 from lm.batch import Encoded, by_length, pad, positions
-from lm.decode import forward
 from lm.load import trainable
 from lm.objectives import dpo_loss, group_advantages, kl_estimate, mean_of_texts, policy_gradient_loss, preference_pairs
 from lm.randomness import numpy_generator
+from lm.stepper import forward
 from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 
 Told = Callable[[int, int], None]  # steps done, steps in all

@@ -8,8 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lm.decode import Answer, Ask, decode, stepper
+from lm.decode import Answer, Ask, decode
 from lm.sample import end_tokens
+from lm.stepper import stepper
 from server.llm.top_logprobs import PlaceLogprobs, top_logprobs
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from clients.vault.remote import Remote
 from clients.vault.whole_steps import Completed
 from clients.vault.writers import StepAsk
-from lm.decode import Ask, Stepper
+from lm.decode import Ask
 from lm.drafts import LENGTH, DraftedAnswer, Following, Rest, decode_drafts
+from lm.stepper import Stepper
 
 
 class RemoteFusion:

@@ -6,7 +6,7 @@ Only what a method returns can leave, and it returns only after the ledger has w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -81,12 +81,12 @@ class Vault:
         delta = rules.delta_for(self.config.policy, self._units, request.delta)
         ledger = self._ledger(delta)
         steps, rate = planned_steps(self.config.generator, self._units)
-        paid = ledger.find(request.message_id)
-        if paid is not None:
-            event = paid.entry.event
-        else:
+
+        def plan() -> Event:
             sigma = ledger.plan(request.epsilon, request.run, rate, steps, request.rounds - request.round)
-            event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+            return Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+
+        event = _paid_or_planned(ledger, request.message_id, plan)
         if event.kind == "none" and not self.config.policy.allow_unprotected:
             raise PolicyError("this message was charged when the site allowed unprotected releases; it does not any more")
         count = request.per_label * len(self.task.labels)
@@ -204,10 +204,8 @@ class Vault:
 
     def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
         """Each unit votes on its own; the noise is planned over all rounds of the run together, on top of the whole ledger."""
-        if (paid := ledger.find(request.message_id)) is not None:
-            event = paid.entry.event
-        else:
-            event = self._planned(request, ledger, 1, request.rounds, request.rounds - request.round)
+        left = request.rounds - request.round
+        event = _paid_or_planned(ledger, request.message_id, lambda: self._planned(request, ledger, 1, request.rounds, left))
         classes, labels, vectors = len(self.task.labels), np.array(request.data.labels), self._embed(request.data.texts)
         own, own_labels = self._embedded_records
         view = feedback.View.of(vectors)
@@ -237,10 +235,7 @@ class Vault:
                 raise LedgerError(f"{file}: there is a scorer that {ledger.path} does not know; nothing was released; remove it")
             scorer = feedback.Scorer.from_bytes(file.read_bytes())
         else:
-            if charge is not None:  # the site died before it had a scorer to keep
-                event = charge.entry.event
-            else:
-                event = self._planned(request, ledger, feedback.STEPS)
+            event = _paid_or_planned(ledger, name, lambda: self._planned(request, ledger, feedback.STEPS))
             charge = ledger.charge(name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon)
             own, labels = self._embedded_records
             sigma, steps, randomness = event.noise_multiplier, event.count, self._randomness("scorer", ledger.path.stem)
@@ -290,3 +285,17 @@ class Vault:
 
     def _randomness(self, *names: str | int) -> NoiseSource:
         return SeededNoise(self.config.seed, self.config.client, *names) if self.config.seeded_noise else SecureNoise()
+
+
+def _paid_or_planned(ledger: Ledger, id: str, plan: Callable[[], Event]) -> Event:
+    """The event that `id` was charged for (before a crash, or by a twin of the message while this one plans); else what `plan` says."""
+    if (paid := ledger.find(id)) is None:
+        try:
+            event = plan()
+        except BudgetError:
+            if (paid := ledger.find(id)) is None:
+                raise
+        else:
+            if (paid := ledger.find(id)) is None:
+                return event
+    return paid.entry.event

@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from lm.batch import longest
-from lm.decode import Answer, Ask, Stepper, decode, stepper
+from lm.decode import Answer, Ask, decode
 from lm.fusion import FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
 from lm.sample import end_tokens
+from lm.stepper import Stepper, stepper
 
 DELIMITER = "\n"
 

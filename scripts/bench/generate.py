@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from lm.decode import Ask, decode, stepper
+from lm.decode import Ask, decode
 from lm.precision import use_bf16
+from lm.stepper import stepper
 from scripts.bench.machine import memory_rate
 from scripts.bench.paired import Figure, device, ratio, take_turns
 from scripts.bench.shapes import SHAPES, random_llama
@@ -32,8 +33,10 @@ def plain(model: Any, prompts: torch.Tensor, wanted: list[int]) -> None:
 
 
 def ours(run: Any, prompts: torch.Tensor, wanted: list[int]) -> None:
-    """The product's decode loop: rows leave as they end."""
-    asks = [Ask(tuple(row), count, top_k=50, seed=i) for i, (row, count) in enumerate(zip(prompts.tolist(), wanted, strict=True))]
+    """The product's decode loop: rows leave as they end, which nobody knows before, and others take their places."""
+    most = max(wanted)
+    ends = [lambda new, count=count: len(new) == count for count in wanted]
+    asks = [Ask(tuple(row), most, top_k=50, seed=i, stopped=end) for i, (row, end) in enumerate(zip(prompts.tolist(), ends, strict=True))]
     decode(run, asks, ends=frozenset())
 
 

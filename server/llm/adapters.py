@@ -12,9 +12,9 @@ from typing import Any
 from peft import LoraConfig, PeftModel
 
 from lm.batch import Encoded
-from lm.decode import AnyStepper, Stepper, stepper
 from lm.llama import affords_copies
 from lm.load import add_lora, quiet
+from lm.stepper import AnyStepper, Stepper, stepper
 from lm.tune import tune_examples, tune_policy
 from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from server.llm.base import Example, Progress, Prompt, Rated

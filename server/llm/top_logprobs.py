@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lm.batch import by_length, pad, positions
-from lm.decode import forward
+from lm.stepper import forward
 
 LOGITS_BYTES = 256 * 2**20  # at most this much of float32 logits at once, unless one row alone has more [O]
 

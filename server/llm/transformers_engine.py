@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lm.batch import Encoded, by_length, pad, positions
-from lm.decode import Answer, Ask, decode, forward
+from lm.decode import Answer, Ask, decode
 from lm.sample import end_tokens
+from lm.stepper import forward
 from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from server.llm.adapters import Adapters
 from server.llm.base import Completion, Example, Progress, Prompt, Rated, Request

@@ -16,9 +16,10 @@ from clients.vault.remote import Remote, RemoteConfig, RemoteFailed
 from clients.vault.remote_fusion import RemoteFusion
 from clients.vault.whole_steps import Degrading, WholeStepWriter
 from clients.vault.writers import StepAsk, TokenWriter, local_writers
-from lm.decode import AnyStepper, Ask, decode, stepper
+from lm.decode import Ask, decode
 from lm.fusion import FusedStepper, proxy_tuned, slm_pair
 from lm.load import load_causal_lm, load_tokenizer
+from lm.stepper import AnyStepper, stepper
 from server.gateway import Gateway, GatewayConfig, gateway_app
 from server.gateway_access import Keys
 from server.llm.transformers_engine import TransformersLLM

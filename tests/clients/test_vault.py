@@ -330,3 +330,19 @@ def test_a_release_that_cannot_be_kept_does_not_leave(site):
     assert isinstance(answer, Refused) and answer.kind == "error"
     (vault.config.folder / "releases").unlink()
     assert isinstance(vault.synthesize(ask()), Synthesized) and len(ledger_of(vault).entries()) == 1
+
+
+def test_a_twin_that_is_charged_while_this_message_plans_pays_for_both(site, monkeypatch):
+    """The plan is made after the other's charge, and so would be of much more noise: what was paid for is what runs."""
+    vault, twin, plan = site(), site(), Ledger.plan
+
+    def late(self, *arguments, **named):
+        monkeypatch.setattr(Ledger, "plan", plan)
+        answers.append(twin.synthesize(ask()))
+        return plan(self, *arguments, **named)
+
+    answers = []
+    monkeypatch.setattr(Ledger, "plan", late)
+    answers.append(vault.synthesize(ask()))
+    assert answers[0] == answers[1] and isinstance(answers[0], Synthesized)
+    assert len(ledger_of(vault).entries()) == 1

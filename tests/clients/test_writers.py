@@ -12,9 +12,10 @@ from clients.vault.solution import Form
 from clients.vault.whole_steps import Completed, Degrading, WholeStepWriter
 from clients.vault.writers import Step, StepAsk, TokenWriter, local_writers
 from lm.batch import encode_prompt
-from lm.decode import Ask, decode, stepper
+from lm.decode import Ask, decode
 from lm.fusion import proxy_tuned, slm_pair
 from lm.load import attach_lora, load_causal_lm, load_tokenizer, trainable
+from lm.stepper import stepper
 
 QUESTIONS = ["the grinder", "a very good tent and", "coffee is", "no", "it was fine"]
 

@@ -1,6 +1,7 @@
 """The decode loop against the library's own forward, row by row; and its laws of seeds, stopping and sampling."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from scipy import stats
 
 from lm.batch import pad
-from lm.decode import AnyStepper, Ask, decode, stepper
-from lm.llama import LlamaStepper, is_plain_llama
+from lm.decode import Ask, decode
+from lm.llama import LlamaStepper, is_plain_llama, product
 from lm.load import attach_lora, trainable
 from lm.sample import sample_texts
+from lm.stepper import AnyStepper, stepper
 
 PROMPTS = [(5, 6, 9), (7,), (10, 11, 12, 13, 14, 15), (16, 5)]
 NEVER = frozenset({-1})
@@ -61,6 +63,15 @@ def test_llama_logits_equal_the_models(llama):
             tokens = torch.tensor([7 + step + i for i in range(len(rows))])
             rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
             logits = run.step(tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_laid_out_beforehand_gives_the_same_bits(dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(96, 40, dtype=dtype)
+    for shape in ((1, 40), (7, 40), (64, 40), (3, 5, 40)):
+        x = torch.randn(*shape, dtype=dtype)
+        assert torch.equal(product(weight)(x), torch.nn.functional.linear(x, weight))
 
 
 def test_variants_of_llama_take_the_general_path(llama):
@@ -233,3 +244,93 @@ def test_sampled_texts(llama, tokenizer):
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(RuntimeError, match="2 of 2 texts could not be sampled: the model's logits are not numbers"):
         sample_texts(model, tokenizer, ["the", "label good :"], 9)
+
+
+# -- Rows that come in while others go on -------------------------------------------------------------------------------
+
+
+def many(count=40):
+    """Rows of uneven prompts, some alike, that end at uneven times which only they themselves know."""
+    draws = np.random.default_rng(0)
+    prompts = [tuple(draws.integers(4, 28, draws.integers(1, 9)).tolist()) for _ in range(count // 2)] * 2
+    lengths = draws.integers(1, 20, len(prompts)).tolist()
+
+    def stops_at(length):
+        return lambda new: len(new) == length
+
+    rows = enumerate(zip(prompts, lengths, strict=True))
+    return [Ask(prompt, 20, 1.0, 0, 1.0, seed=number, stopped=stops_at(length)) for number, (prompt, length) in rows]
+
+
+@pytest.mark.parametrize("kv", [1, 2])
+def test_waiting_rows_take_the_places_of_ended_ones_and_change_nothing(llama, kv, monkeypatch):
+    run, asks = stepper(llama(kv=kv)), many()
+    alone = [decode(run, [ask], NEVER)[0] for ask in asks]
+    admit, step, prefill, sizes, admitted, begun = run.admit, run.step, run.prefill, [], [], []
+    monkeypatch.setattr(run, "admit", lambda ids, mask, rows: admitted.append(len(rows)) or admit(ids, mask, rows))
+    monkeypatch.setattr(run, "step", lambda tokens: sizes.append(len(tokens)) or step(tokens))
+    monkeypatch.setattr(run, "prefill", lambda ids, mask, room: begun.append(len(ids)) or prefill(ids, mask, room))
+    assert decode(run, asks, NEVER, batch_size=8) == alone
+    assert len(begun) == 1 and sum(admitted) == 32 and max(sizes) == 8
+    busy = len(sizes) - 20  # the last rows have nobody to follow them
+    assert np.mean(sizes[:busy]) > 7
+
+
+def test_a_cache_moves_to_its_beginning_as_often_as_it_must(llama, monkeypatch):
+    run, asks, moves = stepper(llama()), many(80), []
+    alone = [decode(run, [ask], NEVER)[0] for ask in asks]
+    move = run._move_to_the_beginning
+    monkeypatch.setattr(run, "_move_to_the_beginning", lambda: moves.append(run._first) or move())
+    assert decode(run, asks, NEVER, batch_size=4) == alone
+    assert len(moves) > 3 and min(moves) > 32
+
+
+def test_a_row_after_one_whose_numbers_broke_is_sound(llama):
+    """The place of a row that is not a number is taken by another: nothing of it shows through the mask."""
+    model = llama(tied=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[3] = float("nan")
+    asks = [Ask((6, 8, 9, 9, 7), 9, seed=2), Ask((5, 3, 7, 7), 9, seed=1), *(Ask((9, number), 9, seed=number) for number in range(4, 12))]
+    sound = [decode(stepper(model), [ask], NEVER)[0] for ask in asks]
+    answers = decode(stepper(model), asks, NEVER, batch_size=2)
+    assert answers == sound and [answer.finish for answer in answers[:2]] == ["length", "error"]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_share_the_rows_and_the_weights(llama, two_threads, monkeypatch):
+    run, asks, told, threads = stepper(llama()), many(), [], set()
+    alone = [decode(run, [ask], NEVER)[0] for ask in asks]
+    step = LlamaStepper.step
+    monkeypatch.setattr(LlamaStepper, "step", lambda self, tokens: threads.add((threading.get_ident(), id(self))) or step(self, tokens))
+    assert decode(run, asks, NEVER, batch_size=8, done=lambda number, answer: told.append(number)) == alone
+    assert sorted(told) == list(range(40)) and len(threads) == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_a_failure_in_one_thread_ends_all_and_is_told(llama, two_threads):
+    def fails(number, answer):
+        raise KeyError("the disk is full")
+
+    with pytest.raises(KeyError, match="the disk is full"):
+        decode(stepper(llama()), many(), NEVER, batch_size=8, done=fails)
+    assert torch.get_num_threads() == 2
+
+
+def test_where_tokens_are_limited_more_short_rows_than_long_ones_run_at_once(llama, monkeypatch):
+    run, sizes = stepper(llama()), []
+    asks = [Ask((5,) * 20, 10, seed=i) for i in range(4)] + [Ask((6, i), 4, seed=i) for i in range(20)]
+    step = run.step
+    monkeypatch.setattr(run, "step", lambda tokens: sizes.append(len(tokens)) or step(tokens))
+    answers = decode(run, asks, NEVER, batch_size=None, batch_tokens=60)
+    assert max(sizes[:18]) == 2 and max(sizes) == 10  # 60 / 30 and 60 / 6
+    assert answers == [decode(stepper(llama()), [ask], NEVER)[0] for ask in asks]
+    sizes.clear()
+    decode(run, asks, NEVER, batch_size=None, batch_tokens=1000)
+    assert max(sizes) == 24  # there is room for all

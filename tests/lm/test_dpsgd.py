@@ -93,7 +93,7 @@ def test_an_empty_batch_is_a_step_of_noise_with_the_stated_deviation(tokenizer, 
     config = DPConfig(steps=3, clip=0.7, **FAST)
     randomness = Coins(3, [[], [], []])
     if source == "secure":
-        randomness.normal = SecureNoise().normal
+        randomness.blur = SecureNoise().blur
     seen = gradients_of_one_step(prepare_generator(llama(), config), tokenizer, config, 1.5, randomness, monkeypatch)
     deviation = 1.5 * 0.7 / 8  # sigma * C / expected batch size, although the batch that ran is empty
     values = torch.cat(seen).double().numpy() / deviation

@@ -11,9 +11,10 @@ import torch
 from scipy import stats
 
 from lm.batch import pad
-from lm.decode import NOT_NUMBERS, Ask, decode, stepper
+from lm.decode import NOT_NUMBERS, Ask, decode
 from lm.drafts import Following, decode_drafts
 from lm.fusion import proxy_tuned, slm_pair
+from lm.stepper import stepper
 
 NEVER = frozenset({-1})
 SIZE, END = 5, 4  # tokens of the toy, and the one that ends a text

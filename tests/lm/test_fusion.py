@@ -8,10 +8,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lm.batch import pad
-from lm.decode import AnyStepper, Ask, decode, stepper
+from lm.decode import Ask, decode
 from lm.fusion import AdapterDifference, FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
 from lm.llama import LlamaStepper
 from lm.load import attach_lora, trainable
+from lm.stepper import AnyStepper, stepper
 
 PROMPTS = [(5, 6, 9), (7,), (10, 11, 12, 13, 14, 15), (16, 5)]
 NEVER = frozenset({-1})
