@@ -16,7 +16,7 @@ from server.llm.top_logprobs import PlaceLogprobs, top_logprobs
 
 @dataclass
 class Writing:
-    """Rows that one request wants continued. `told(row, new tokens)` is called after every token, in the worker's thread.
+    """Rows that one request wants continued. `told(row, new tokens)` is called after every token, in a thread of the worker's.
     `cancelled` ends its rows after their next token."""
 
     asks: Sequence[Ask]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from typing import Any
 
@@ -68,8 +69,27 @@ def measure(turns: int, small: bool) -> list[Figure]:
                 "auto ": f"{dtype} / generate {dtype}",
             }[name]
             figures.append(Figure("generate", f"{label}, {where}", value, "x", ">= 3", f"{spread}; {tokens:.0f} tokens/s"))
-        figures.append(limit(shape, model, steppers["auto"], prompts, dtype, turns, rate))
+        figures += [limit(shape, model, steppers["auto"], prompts, dtype, turns, rate), *on_all_cores(shape, steppers["auto"], turns)]
     return figures
+
+
+def on_all_cores(shape: str, run: Any, turns: int) -> list[Figure]:
+    """Rows dealt to as many threads as there are cores, against one thread; nothing where there is one core, or a GPU."""
+    cores, rows = os.cpu_count() or 1, 256 if shape == "12.5 M" else 128
+    if cores < 2 or device().type != "cpu":
+        return []
+    prompts = torch.randint(2, SHAPES[shape]["vocab_size"], (rows, PROMPT), generator=torch.Generator().manual_seed(1))
+    wanted = lengths(rows)
+
+    def on(threads: int) -> None:
+        torch.set_num_threads(threads)
+        try:
+            ours(run, prompts, wanted)
+        finally:
+            torch.set_num_threads(1)
+
+    value, spread = ratio(take_turns({"one": lambda: on(1), "all": lambda: on(cores)}, turns), "one", "all")
+    return [Figure("generate", f"one thread / {cores} threads, {shape}, {rows} rows", value, "x", "", spread)]
 
 
 def limit(shape: str, model: Any, run: Any, prompts: torch.Tensor, dtype: torch.dtype, turns: int, rate: float) -> Figure:
