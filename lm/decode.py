@@ -160,23 +160,24 @@ def _fly(
 ) -> None:
     """One token per step for at most `size` live rows, until all of `numbers` have ended. Prompts that begin together are computed once."""
     waiting, batch = deque(numbers), _Batch(asks, max(asks[number].max_new_tokens for number in numbers))
+    continuous = run if isinstance(run, Continuous) else None
     greedy, top_k = asks[numbers[0]].temperature == 0, asks[numbers[0]].top_k
     logits = torch.empty(0)
     while waiting or batch.slots:
         free = size - len(batch.slots)
-        if waiting and (not batch.slots or (isinstance(run, Continuous) and free >= max(1, size // 8))):
+        if waiting and (not batch.slots or (continuous and free >= max(1, size // 8))):
             begins = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(asks[number].prompt for number in begins))}
             ids, mask = pad(list(distinct), 0, left=True)
             rows = torch.tensor([distinct[asks[number].prompt] for number in begins])
             if not batch.slots:
-                logits = run.prefill(ids, mask, batch.most + (SLACK if waiting else 0))
+                logits = run.prefill(ids, mask, batch.most + (SLACK if waiting and continuous else 0))
                 if len(distinct) < len(begins):
                     run.keep(rows.to(logits.device))
                     logits = logits[rows.to(logits.device)]
                 batch.start(begins, logits.device)
-            elif isinstance(run, Continuous) and ids.shape[1] <= run.width:
-                logits = torch.cat([logits, run.admit(ids, mask, rows)])
+            elif continuous and ids.shape[1] <= continuous.width:
+                logits = torch.cat([logits, continuous.admit(ids, mask, rows)])
                 batch.start(begins, logits.device)
             else:
                 waiting.extendleft(reversed(begins))

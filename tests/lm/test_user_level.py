@@ -1,6 +1,7 @@
 """Users as the unit of privacy: what is clipped is a user's mean gradient, by every engine, and a user is what is drawn and audited."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -92,7 +93,6 @@ def test_users_are_drawn_and_one_moves_the_mean_by_the_clip_over_the_expected_nu
 
     def step(drawn):
         coins = Coins(0, [drawn])
-        coins.uniform = lambda count: np.array([0.0 if i in drawn else 1.0 for i in range(count)])
         monkeypatch.setattr("lm.dpsgd.some_rows", lambda rows, most, randomness: rows[:most])
         return gradients_of_one_step(llama().requires_grad_(True), tokenizer, config, 0.0, coins, monkeypatch, OWNERS)[0]
 
@@ -118,8 +118,6 @@ def test_of_a_users_texts_at_most_so_many_are_in_a_step_and_in_time_all(tokenize
 
     class Spy:
         def engine(self, model, autocast):
-            from contextlib import contextmanager
-
             @contextmanager
             def opened():
                 yield lambda batch, total: seen.append(batch)
@@ -175,7 +173,6 @@ def audited(folder, engine=lambda watch: watch.engine):
 
 def clipping_rows(watch):
     """The broken form: every row of a user is clipped by itself, so that a user moves the sum by as many clips as they have rows."""
-    from contextlib import contextmanager
 
     @contextmanager
     def opened(model, autocast):
