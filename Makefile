@@ -38,7 +38,7 @@ docs: .venv/.docs  ## the documentation, into site/, with strict checks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 screenshots: .venv/.docs  ## reports of all three methods and pictures of them, into docs/ (a quarter of an hour)
-	$(BIN)/python -m scripts.showcase
+	$(BIN)/python -m scripts.docs.showcase
 
 .venv/.docs: requirements-docs.lock | install
 	@echo "Installing what documentation and browser tests need into .venv (once)"

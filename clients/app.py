@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from clients.vault.remote_vault import ask_remote
+from clients.courier import ask_remote
 from wire.codec import WireError, pack, unpack
 from wire.messages import Learn, Refused
 
@@ -20,7 +20,7 @@ def handle(message: Message, context: Context) -> Message:
         answer, returned = ask_remote(str(url), request, arrays)
     elif "partition-id" in context.node_config:
         from clients.simulated import simulated_vault  # imports torch, which a courier does not need
-        from clients.vault.asking import ask
+        from clients.vault.dispatch import ask
 
         answer, returned = ask(simulated_vault(context, isinstance(request, Learn) and request.scope == "pooled"), request, arrays)
     else:  # a real site's data must not be opened by code that the server ships

@@ -14,11 +14,11 @@ import torch
 from flwr.app import Context
 
 import conf
-from clients.vault.answers import AnswersConfig
-from clients.vault.asking import AnyVault, open_vault
+from clients.vault.answering.methods import AnswersConfig
 from clients.vault.config import SiteConfig, site_settings
+from clients.vault.dispatch import AnyVault, open_vault
 from conf.check import ConfigError, check
-from tasks.questions import check_task, names_of
+from tasks.data.questions import check_task, names_of
 from wire.messages import is_name
 
 OPEN_VAULTS = 8  # records of at most so many sites are held in memory by one process

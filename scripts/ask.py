@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.simulated import simulated_site, site_folder
-from clients.vault.answers import SEARCH
-from clients.vault.baselines import BASELINES
+from clients.vault.answering.baselines import BASELINES
+from clients.vault.answering.methods import SEARCH
+from clients.vault.answering.search import SearchConfig
+from clients.vault.answering.solving import Solution
 from clients.vault.config import SiteConfig
-from clients.vault.policy import PolicyError
 from clients.vault.reasoning import ReasoningVault
-from clients.vault.search import SearchConfig
+from clients.vault.release.policy import PolicyError
 from clients.vault.service import read_site
-from clients.vault.solution import Solution
 from conf.check import ConfigError, check, nearest
-from scripts.page_search import keep
+from scripts.reporting.search import keep
 from strategies.gboost import MODEL
-from tasks.questions import QuestionsConfig, check_task, load_questions, names_of
+from tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.environment import leave, prepare
+from scripts.launching.environment import leave, prepare
 
 prepare()
 
@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> int:
     """0 after the gateway was stopped. Raises ConfigError before any weights are read for what cannot work."""
     import uvicorn
 
-    from server.gateway import Gateway, GatewayConfig, gateway_app
-    from server.gateway_access import Keys
+    from server.gateway.access import Keys
+    from server.gateway.app import Gateway, GatewayConfig, gateway_app
     from server.llm.config import LLMConfig
     from server.llm.load import check_llm, load_llm
-    from tasks.standin import resolve
+    from tasks.builtin.standin import resolve
 
     arguments = parser().parse_args(list(argv))
     limits = check(GatewayConfig, _limits(arguments.overrides), "gateway")

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-from lm.pretrain import PretrainStep, pretrain
-from lm.pretrain_config import PretrainConfig
-from lm.pretrain_corpus import source_from_mapping, source_from_text
-from lm.pretrain_probe import Probe
+from lm.pretraining.config import PretrainConfig
+from lm.pretraining.corpus import source_from_mapping, source_from_text
+from lm.pretraining.pretrain import PretrainStep, pretrain
+from lm.pretraining.probe import Probe
 
 FILE_KEYS = {item.name for item in fields(PretrainConfig)} - {"documents", "out", "command"}
 

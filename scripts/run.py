@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.environment import leave, prepare
+from scripts.launching.environment import leave, prepare
 
 prepare()
 
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 import conf  # noqa: E402
 from conf.check import ConfigError, RunFailed, nearest  # noqa: E402
-from scripts import sweep  # noqa: E402
+from scripts.sweeping import plan as sweep  # noqa: E402
 
 USAGE = """fedduet: a cloud LLM and private small language models improve each other
 
@@ -50,17 +50,17 @@ groups: {groups}
 
 COMMANDS = {  # name: module and function, imported when it is asked for
     "pretrain": "scripts.pretrain:main",
-    "table": "scripts.report:main",
-    "report": "scripts.page:main",
-    "sweep-report": "scripts.sweep_report:main",
-    "check": "scripts.forecast:main",
+    "table": "scripts.reporting.table:main",
+    "report": "scripts.reporting.page:main",
+    "sweep-report": "scripts.sweeping.report:main",
+    "check": "scripts.forecasting.forecast:main",
     "ask": "scripts.ask:main",
     "train-reward": "scripts.train_reward:main",
     "watch": "scripts.look:watch",
-    "track": "scripts.trackers:main",
+    "track": "scripts.reporting.trackers:main",
     "predict": "scripts.look:predict",
-    "audit": "scripts.audit:main",
-    "attack": "scripts.attack:main",
+    "audit": "scripts.attacking.audit:main",
+    "attack": "scripts.attacking.attack:main",
     "gateway": "scripts.gateway:main",
     "strategies": "scripts.look:strategies",
     "tasks": "scripts.look:tasks",
@@ -134,7 +134,7 @@ def _advice(problem: str) -> str:
 
 def _sweep(arguments: list[str]) -> int:
     """All jobs of a sweep, then its table. 1 when a job did not complete; the others have run all the same."""
-    from scripts.sweep_report import conclude
+    from scripts.sweeping.report import conclude
 
     planned = sweep.plan(arguments)
     if not any(word.startswith("hydra.sweep.dir=") for word in arguments):
@@ -155,7 +155,7 @@ _exit_codes: list[int] = []  # of the run
 @hydra.main(config_path=str(conf.FOLDER), config_name="config", version_base="1.3")
 def _run_configuration(config: DictConfig) -> Any:
     """One run, or one job of a sweep, whose other jobs go on whatever stops it."""
-    from scripts.launch import launch
+    from scripts.launching.launch import launch
 
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:

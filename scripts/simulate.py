@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.environment import leave, prepare
+from scripts.launching.environment import leave, prepare
 
 prepare()
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0 only if the run completed; 2 for input that cannot work, 1 for a run that failed."""
     from flwr.common.config import flatten_dict, parse_config_args
 
-    from scripts.federation import FederationConfig, ray_backend, run_simulation
+    from scripts.launching.federation import FederationConfig, ray_backend, run_simulation
 
     arguments = parser().parse_args(argv)
     try:

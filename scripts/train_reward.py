@@ -7,21 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.environment import prepare
+from scripts.launching.environment import prepare
 
 prepare()
 
 from rich.console import Console  # noqa: E402  (the environment must be set before torch is imported)
 
 from conf.check import ConfigError  # noqa: E402
-from lm.load import check_model_folder, load_causal_lm, load_tokenizer  # noqa: E402
-from lm.reward_training import RewardTraining, fit_likelihood, train_reward  # noqa: E402
-from lm.sample import sample_texts  # noqa: E402
-from lm.step_labels import label_steps  # noqa: E402
-from scripts.show import Display  # noqa: E402
-from tasks.read import Columns, read_rows  # noqa: E402
+from lm.decoding.sample import sample_texts  # noqa: E402
+from lm.models.load import check_model_folder, load_causal_lm, load_tokenizer  # noqa: E402
+from lm.training.reward_training import RewardTraining, fit_likelihood, train_reward  # noqa: E402
+from lm.training.step_labels import label_steps  # noqa: E402
+from scripts.reporting.terminal import Display  # noqa: E402
+from tasks.builtin.standin import resolve  # noqa: E402
+from tasks.data.read import Columns, read_rows  # noqa: E402
 from tasks.reasoning import find_answer, is_right, prompt  # noqa: E402
-from tasks.standin import resolve  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--answer-column", default="answer")
     parser.add_argument("--llm", required=True, help="folder of the causal LM that writes, completes, and lends its body")
     parser.add_argument("--out", type=Path, required=True, help="folder for the reward model")
-    parser.add_argument("--form", choices=("steps", "likelihood"), default="steps", help="lm/reward.py says what each is")
+    parser.add_argument("--form", choices=("steps", "likelihood"), default="steps", help="lm/training/reward.py says what each is")
     parser.add_argument("--most", type=int, default=1000, help="questions used")
     parser.add_argument("--solutions", type=int, default=4, help="of each question")
     parser.add_argument("--completions", type=int, default=4, help="after each step")

@@ -19,20 +19,20 @@ from conf.check import ConfigError, check, nearest
 from server.cards import write_adapter_cards
 from server.cloud import LLMCloud, check_sections
 from server.tuner import LLMTuner, Settings
-from strategies.base import Moves
 from strategies.config import CrossLMConfig, CustomConfig, FDKTConfig, FDKTCrossLMConfig, GBoostConfig
 from strategies.crosslm import crosslm
 from strategies.custom import custom
 from strategies.fdkt import fdkt
 from strategies.fdkt_crosslm import fdkt_crosslm
 from strategies.gboost import gboost
-from strategies.run_folder import Listener, RunFolder, write_atomically
-from strategies.sites import Sites, SitesConfig
-from strategies.summary import summarise
+from strategies.run.moves import Moves
+from strategies.run.run_folder import Listener, RunFolder, write_atomically
+from strategies.run.sites import Sites, SitesConfig
+from strategies.run.summary import summarise
+from tasks.builtin.standin import describe
 from tasks.config import TaskConfig
-from tasks.load import build_task
-from tasks.questions import AnyTask, check_task, names_of
-from tasks.standin import describe
+from tasks.data.load import build_task
+from tasks.data.questions import AnyTask, check_task, names_of
 
 STRATEGIES: Mapping[str, Any] = {
     "fdkt": (FDKTConfig, fdkt),

@@ -10,14 +10,14 @@ import numpy as np
 from conf.check import check
 from lm.progress import report
 from lm.randomness import derive
-from server.augment import AugmentConfig, augment
-from server.curate import CurateConfig, Curated, Demonstration, curate
 from server.llm.base import LLM, Progress
 from server.llm.config import LLMConfig
 from server.llm.load import load_llm
-from strategies.base import Texts
-from strategies.run_folder import RunFolder
-from tasks.standin import describe, resolve
+from server.writing.augment import AugmentConfig, augment
+from server.writing.curate import CurateConfig, Curated, Demonstration, curate
+from strategies.run.moves import Texts
+from strategies.run.run_folder import RunFolder
+from tasks.builtin.standin import describe, resolve
 from tasks.task import Task
 from wire.messages import LabelledTexts
 
@@ -124,7 +124,7 @@ class LLMCloud:
         return [Demonstration(text, label, domain, site) for text, label in zip(data.texts, data.labels, strict=True)]
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        from lm.embed import hashed_embeddings
+        from lm.text.embed import hashed_embeddings
 
         return hashed_embeddings(texts)
 

@@ -11,19 +11,19 @@ from typing import Any
 from conf.check import check
 from lm.progress import report
 from lm.randomness import derive
-from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from server.cloud import LLMCloud
-from server.general import GeneralConfig, fell, load_general, measure_general
 from server.llm.base import LLM, Progress, Rated, Tunes
-from server.simulated import simulated_splits
-from server.task_accuracy import llm_accuracy, task_examples
-from server.write import WriteConfig, write
-from strategies.base import Outcome, Rewards, Texts
+from server.measuring.general import GeneralConfig, fell, load_general, measure_general
+from server.measuring.simulated import simulated_splits
+from server.measuring.task_accuracy import llm_accuracy, task_examples
+from server.writing.write import WriteConfig, write
 from strategies.config import CrossLMConfig
-from strategies.run_folder import RunFolder
+from strategies.run.moves import Outcome, Rewards, Texts
+from strategies.run.run_folder import RunFolder
+from tasks.builtin.world import domain_of, oracle_label
 from tasks.config import TaskConfig
 from tasks.task import Split, Task
-from tasks.world import domain_of, oracle_label
 from wire.messages import LabelledTexts
 
 SAID = {  # of a tuning that changed nothing

@@ -68,10 +68,10 @@ class CrossLMConfig(Baselines):
 
 
 class GBoostConfig(Section):
-    """G-Boost and what it is compared with. `search`: clients/vault/search.py `SearchConfig`, checked at the sites and before a run."""
+    """G-Boost and what it is compared with. `search`: clients/vault/answering/search.py `SearchConfig`, checked at the sites and before a run."""
 
     name: Literal["gboost"]
-    methods: tuple[str, ...]  # strategies/gboost.py SEARCHES, clients/vault/baselines.py BASELINES
+    methods: tuple[str, ...]  # strategies/gboost.py SEARCHES, clients/vault/answering/baselines.py BASELINES
     samples: int = pydantic.Field(16, ge=1)  # solutions that a Best-of-N or a vote may draw within the budget
     questions: int | None = pydantic.Field(None, ge=1)  # test questions of each site; null: all
     search: Mapping[str, Any] = {}

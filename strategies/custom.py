@@ -7,8 +7,8 @@ import importlib.util
 from pathlib import Path
 
 from conf.check import ConfigError
-from strategies.base import Moves
 from strategies.config import CustomConfig
+from strategies.run.moves import Moves
 
 ENTRY = "strategy"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from strategies.base import Moves, Texts, merge, shared_by_all
 from strategies.config import FDKTConfig
 from strategies.dp_only import dp_only
 from strategies.fedavg import fedavg
 from strategies.local import local
 from strategies.pooled import pooled
+from strategies.run.moves import Moves, Texts, merge, shared_by_all
 from strategies.zero_shot import zero_shot
 
 

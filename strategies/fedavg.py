@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from strategies.base import Moves
+from strategies.run.moves import Moves
 from wire.codec import Arrays
 from wire.messages import Learn
 

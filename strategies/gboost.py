@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import Moves
 from strategies.config import GBoostConfig
+from strategies.run.moves import Moves
 from wire.messages import Learn
 
 MODEL = "private"

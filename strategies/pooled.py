@@ -1,6 +1,6 @@
 """Baseline, upper bound: one SLM trained on all sites' private records together. Only a simulation can do that."""
 
-from strategies.base import Moves
+from strategies.run.moves import Moves
 from wire.messages import Learn
 
 

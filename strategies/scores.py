@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from strategies.base import Texts
+from strategies.run.moves import Texts
 from wire.messages import LabelledTexts
 
 Aggregation = Literal["uniform", "rows", "median"]

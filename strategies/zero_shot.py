@@ -1,6 +1,6 @@
 """Baseline: the LLM writes from the domain's name alone (the "ZeroGen" case), the same amount as for FDKT."""
 
-from strategies.base import Moves
+from strategies.run.moves import Moves
 
 
 def zero_shot(moves: Moves) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import conf
-from scripts.docs_pages import CODE, pages
+from scripts.docs.docs_pages import CODE, pages
 from scripts.run import COMMANDS, _command, check_words
 
 ROOT = Path(__file__).parents[1]

@@ -213,7 +213,7 @@ class Evaluated:
 class Answer:
     """Ask a site to answer its test questions by one method, and to say how many were right and what that took (G-Boost).
 
-    `method`: "search" or a baseline's name (clients/vault/baselines.py). `search`: settings of clients/vault/search.py `SearchConfig`.
+    `method`: "search" or a baseline's name (clients/vault/answering/baselines.py). `search`: settings of clients/vault/answering/search.py `SearchConfig`.
     `samples`: solutions that a baseline may draw. No question, no answer and no step leaves with the reply.
     """
 

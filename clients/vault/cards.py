@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from clients.vault.config import SiteConfig
-from lm.card import Card, guarantee, write_card
-from tasks.standin import describe
+from lm.models.card import Card, guarantee, write_card
+from tasks.builtin.standin import describe
 from tasks.task import Task
 from wire.messages import Learn, Receipt
 

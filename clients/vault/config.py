@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import pydantic
 
-from clients.vault.answers import AnswersConfig
+from clients.vault.answering.methods import AnswersConfig
 from clients.vault.feedback import ScorerEmbedding
-from clients.vault.owners import check_unit
-from clients.vault.policy import Policy
+from clients.vault.release.policy import Policy
+from clients.vault.release.privacy_unit import check_unit
 from conf.check import Section, check
-from lm.classify import SLMConfig
-from lm.dpsgd import DPConfig
-from tasks.questions import AnyTask
+from lm.dp.dpsgd import DPConfig
+from lm.training.classify import SLMConfig
+from tasks.data.questions import AnyTask
 
 
 class GeneratorConfig(DPConfig):

@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from lm.classify import SLMConfig
-from lm.dpsgd import rows_of_units
-from lm.embed import Embedder, hashed_embeddings
+from lm.dp.dpsgd import rows_of_units
 from lm.randomness import NoiseSource
-from tasks.standin import PREFIX, resolve
+from lm.text.embed import Embedder, hashed_embeddings
+from lm.training.classify import SLMConfig
+from tasks.builtin.standin import PREFIX, resolve
 
 ScorerEmbedding = Literal["auto", "slm", "words"]
 STEPS, LEARNING_RATE, CLIP = 5, 4.0, 0.5  # [O] of the scorer: best or near it on public review domains and the world's public part

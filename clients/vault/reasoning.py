@@ -10,23 +10,23 @@ from typing import Any
 
 from peft import PeftModel
 
-from clients.vault import policy as rules
-from clients.vault.answers import Answering, check_search, method_of
+from clients.vault.answering.methods import Answering, check_search, method_of
+from clients.vault.answering.search import SearchConfig
+from clients.vault.answering.solving import Solution
 from clients.vault.cards import write_reasoning_card
 from clients.vault.config import SiteConfig
-from clients.vault.policy import PolicyError
 from clients.vault.refusing import refusing
-from clients.vault.releases import Releases
-from clients.vault.search import SearchConfig
-from clients.vault.solution import Solution
+from clients.vault.release import policy as rules
+from clients.vault.release.policy import PolicyError
+from clients.vault.release.releases import Releases
 from conf.check import ConfigError
-from lm.causal import train_causal
-from lm.load import load_causal_lm, load_tokenizer
+from lm.models.load import load_causal_lm, load_tokenizer
+from lm.models.save import save_model
 from lm.randomness import derive
-from lm.save import save_model
-from tasks.questions import QuestionsConfig, QuestionSplit, load_questions
+from lm.training.causal import train_causal
+from tasks.builtin.standin import resolve
+from tasks.data.questions import QuestionsConfig, QuestionSplit, load_questions
 from tasks.reasoning import is_right, worked
-from tasks.standin import resolve
 from wire.codec import Arrays
 from wire.messages import Answer, Answered, Introduced, Learn, Learned, Refused
 

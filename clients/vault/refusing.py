@@ -11,10 +11,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from clients.vault.ledger import LedgerError
-from clients.vault.policy import PolicyError
+from clients.vault.budget.ledger import LedgerError
+from clients.vault.release.policy import PolicyError
 from conf.check import ConfigError
-from lm.accounting import BudgetError
+from lm.dp.accounting import BudgetError
 from wire.messages import Refused
 
 FAILURES = "failures.log"  # in the site's folder, with tracebacks; may quote records

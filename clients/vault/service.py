@@ -16,16 +16,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from clients.vault.answers import AnswersConfig
-from clients.vault.asking import AnyVault, ask
+from clients.vault.answering.methods import AnswersConfig
 from clients.vault.config import GeneratorConfig, SiteConfig
-from clients.vault.owners import check_unit
-from clients.vault.policy import Policy
+from clients.vault.dispatch import AnyVault, ask
+from clients.vault.release.policy import Policy
+from clients.vault.release.privacy_unit import check_unit
 from conf.check import ConfigError, Section, check
-from lm.classify import SLMConfig
-from lm.load import check_model_folder
-from tasks.load import check_data
-from tasks.questions import QuestionsConfig, check_task, load_questions, names_of
+from lm.models.load import check_model_folder
+from lm.training.classify import SLMConfig
+from tasks.data.load import check_data
+from tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 from wire.body import from_body, to_body
 from wire.codec import LARGEST, WireError
 from wire.messages import Refused

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from clients.vault.policy import PolicyError
-from lm.classify import Examples, SLMConfig, planned_training_steps, predict_probabilities, prepare_classifier, train_classifier
-from lm.load import load_classifier, load_tokenizer
+from clients.vault.release.policy import PolicyError
+from lm.models.load import load_classifier, load_tokenizer
+from lm.models.save import save_model, set_trainable_arrays, trainable_arrays
 from lm.randomness import derive
-from lm.save import save_model, set_trainable_arrays, trainable_arrays
-from tasks.standin import resolve
+from lm.training.classify import Examples, SLMConfig, planned_training_steps, predict_probabilities, prepare_classifier, train_classifier
+from tasks.builtin.standin import resolve
 from tasks.task import Record, Split
 from wire.codec import Arrays
 from wire.messages import Learn

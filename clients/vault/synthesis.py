@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clients.vault.config import GeneratorConfig
-from lm.dpsgd import TrainReport, prepare_generator, train_generator
-from lm.load import load_causal_lm, load_tokenizer, merged
+from lm.decoding.sample import sample_texts
+from lm.dp.dpsgd import TrainReport, prepare_generator, train_generator
+from lm.models.load import load_causal_lm, load_tokenizer, merged
+from lm.models.save import keep_trained
 from lm.randomness import NoiseSource, derive
-from lm.rules import Rules, control_heads, filter_texts
-from lm.sample import sample_texts
-from lm.save import keep_trained
-from tasks.standin import resolve
+from lm.text.rules import Rules, control_heads, filter_texts
+from tasks.builtin.standin import resolve
 from tasks.task import Record, Task
 from wire.messages import LabelledTexts
 

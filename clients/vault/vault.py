@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from clients.vault import feedback
-from clients.vault import policy as rules
+from clients.vault.budget.ledger import Charge, Ledger, LedgerError
 from clients.vault.cards import write_generator_card, write_slm_card
 from clients.vault.config import SiteConfig
-from clients.vault.ledger import Charge, Ledger, LedgerError
-from clients.vault.owners import owners_of
-from clients.vault.policy import PolicyError
 from clients.vault.refusing import refusing
-from clients.vault.releases import Releases, write_once
+from clients.vault.release import policy as rules
+from clients.vault.release.policy import PolicyError
+from clients.vault.release.privacy_unit import owners_of
+from clients.vault.release.releases import Releases, write_once
 from clients.vault.slm import SLM
 from clients.vault.synthesis import write_demonstrations
-from lm.accounting import BudgetError, Event, compose
-from lm.card import add_metric
-from lm.dpsgd import planned_steps
+from lm.dp.accounting import BudgetError, Event, compose
+from lm.dp.dpsgd import planned_steps
+from lm.models.card import add_metric
 from lm.randomness import NoiseSource, SecureNoise, SeededNoise
-from tasks.load import build_task, load_client, load_pooled
+from tasks.data.load import build_task, load_client, load_pooled
 from tasks.task import Split
 from wire.codec import Arrays
 from wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Score, Scored, Synthesize, Synthesized

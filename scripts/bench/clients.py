@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lm.pretrain_start import train_tokenizer
+from lm.pretraining.start import train_tokenizer
 from scripts.bench.paired import Figure
-from tasks.world import public_documents
+from tasks.builtin.world import public_documents
 
 FEW, MANY = 64, 1000
 SETTINGS = [
@@ -30,10 +30,10 @@ SETTINGS = [
 ]
 CODE = """
 import json, sys
-from scripts.environment import prepare
+from scripts.launching.environment import prepare
 prepare()
 import conf
-from scripts.launch import launch
+from scripts.launching.launch import launch
 summary = launch(conf.compose(json.loads(sys.argv[1])))
 from scripts.bench.dp import high_water
 print(json.dumps([summary["seconds"], high_water()]))

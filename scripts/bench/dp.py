@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm.dpsgd import ENGINES, DPConfig, prepare_generator, set_noisy_gradients
-from lm.load import eager_attention, trainable
-from lm.per_example import ClippedSum, LossBatch, row_losses
-from lm.precision import use_bf16
+from lm.dp.clipped_sums import ClippedSum, LossBatch, row_losses
+from lm.dp.dpsgd import ENGINES, DPConfig, prepare_generator, set_noisy_gradients
+from lm.models.load import eager_attention, trainable
+from lm.models.precision import use_bf16
 from lm.randomness import SecureNoise
 from scripts.bench.paired import Figure, device, ratio, take_turns
 from scripts.bench.shapes import random_llama

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lm.decode import Ask, decode
-from lm.precision import use_bf16
-from lm.stepper import stepper
+from lm.decoding.decode import Ask, decode
+from lm.decoding.stepper import stepper
+from lm.models.precision import use_bf16
 from scripts.bench.machine import memory_rate
 from scripts.bench.paired import Figure, device, ratio, take_turns
 from scripts.bench.shapes import SHAPES, random_llama

@@ -18,11 +18,9 @@ from scripts.bench.paired import Figure, ratio, take_turns
 from scripts.deploy.demo import configured, write_data
 from scripts.deploy.federation import BIN, SITES, Processes, site_file
 
-COURIER = "import clients.app, sys; from clients.vault.remote_vault import ask_remote; from wire.messages import {kind}; "
+COURIER = "import clients.app, sys; from clients.courier import ask_remote; from wire.messages import {kind}; "
 COURIER += "print(type(ask_remote(sys.argv[1], {kind}(*sys.argv[2:]))[0]).__name__)"
-STOCK = (
-    "import sys; from pathlib import Path; from clients.vault.service import read_site; from clients.vault.asking import ask, open_vault; "
-)
+STOCK = "import sys; from pathlib import Path; from clients.vault.service import read_site; from clients.vault.dispatch import ask, open_vault; "
 STOCK += (
     "from wire.messages import {kind}; print(type(ask(open_vault(read_site(Path(sys.argv[1]))[1]), {kind}(*sys.argv[2:]))[0]).__name__)"
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.environment import prepare
+from scripts.launching.environment import prepare
 
 prepare()
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from clients.vault.search import SearchConfig, search_many
-from clients.vault.solution import Form, Solution, State
-from clients.vault.writers import StepWriter, local_writers
-from lm.load import attach_lora, trainable
-from lm.pretrain_start import train_tokenizer
+from clients.vault.answering.search import SearchConfig, search_many
+from clients.vault.answering.solving import Form, Solution, State
+from clients.vault.answering.writers import StepWriter, local_writers
+from lm.models.load import attach_lora, trainable
+from lm.pretraining.start import train_tokenizer
 from scripts.bench.paired import ratio, take_turns
-from tasks.world import public_documents
+from tasks.builtin.world import public_documents
 
 FORM = Form(prompt=lambda question, steps: "\n".join([question, *steps, ""]), answer=lambda text: text or None)
 

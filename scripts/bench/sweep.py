@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scripts.sweep import PLAN, RECORD
+from scripts.sweeping.plan import PLAN, RECORD
 
 TINY = (
     "federation=inprocess", "task.clients=[coffee,laptops]", "task.test_rows=40", "slm.max_steps=4", "generator.steps=2",

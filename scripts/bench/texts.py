@@ -11,16 +11,16 @@ import numpy as np
 
 import conf
 from conf.check import check
-from lm.near_copy import drop_near_copies
+from lm.text.near_copy import drop_near_copies
 from scripts.bench.paired import Figure, take_turns
-from server.augment import AugmentConfig, text_request
-from server.curate import Demonstration
-from server.grouping import group_by_similarity
 from server.llm.scripted import ScriptedLLM
-from server.shots import ShotQueue
+from server.writing.augment import AugmentConfig, text_request
+from server.writing.curate import Demonstration
+from server.writing.grouping import group_by_similarity
+from server.writing.shots import ShotQueue
+from tasks.builtin.world import world_records
 from tasks.config import TaskConfig
-from tasks.load import build_task
-from tasks.world import world_records
+from tasks.data.load import build_task
 
 
 def prompts(count: int) -> Callable[[], object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.world import world_records
+from tasks.builtin.world import world_records
 
 CLIENTS, WRITERS = ("coffee", "tents", "laptops", "pillows"), 75
 SETTINGS = (

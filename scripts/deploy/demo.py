@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.environment import prepare
+from scripts.launching.environment import prepare
 
 os.environ["OMP_NUM_THREADS"] = "1"  # everywhere the same: sums of floats depend on the number of threads
 prepare()
@@ -40,7 +40,7 @@ NO_NAMESPACES = "all sites share the machine's network: namespaces need root and
 
 def write_data(folder: Path) -> dict[str, str]:
     """A private CSV for each site, from the built-in world."""
-    from tasks.world import LABELS, world_records
+    from tasks.builtin.world import LABELS, world_records
 
     files = {}
     for site in SITES:
@@ -81,7 +81,7 @@ def configured(folder: Path, name: str, files: Mapping[str, str], overrides: Seq
 
 def main() -> int:
     """0 when everything held; what did not is said."""
-    from scripts.launch import launch
+    from scripts.launching.launch import launch
 
     folder = Path("runs/deploy-demo").absolute()
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,7 @@ import httpx
 
 from scripts.deploy.demo import configured, write_data
 from scripts.deploy.federation import BIN, SITES, Federation, Stopped, free_port, listening
-from scripts.environment import prepare
+from scripts.launching.environment import prepare
 
 PARTS = {"vault": "synthesize-0", "supernode": "synthesize-0", "serverapp": "synthesize-0", "superlink": "synthesize-0", "llm": "augment-0"}
 WHEN = ("before", "during", "after")

@@ -11,12 +11,12 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel
 
-from lm.batch import Encoded
-from lm.llama import affords_copies
-from lm.load import add_lora, quiet
-from lm.stepper import AnyStepper, Stepper, stepper
-from lm.tune import tune_examples, tune_policy
-from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from lm.decoding.llama import affords_copies
+from lm.decoding.stepper import AnyStepper, Stepper, stepper
+from lm.models.batch import Encoded
+from lm.models.load import add_lora, quiet
+from lm.training.tune import tune_examples, tune_policy
+from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from server.llm.base import Example, Progress, Prompt, Rated
 
 Encode = Callable[[Prompt, str, bool], Encoded]  # prompt, what follows, whether it ended

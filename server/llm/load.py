@@ -34,7 +34,7 @@ def load_llm(config: LLMConfig, run_folder: Path | None = None) -> LLM:
 def check_llm(config: LLMConfig) -> None:
     """Raises ConfigError for what can be seen without loading weights: folders, the key's variable, the device, the script."""
     if config.engine == "transformers":
-        from lm.load import check_model_folder
+        from lm.models.load import check_model_folder
 
         check_model_folder(str(config.path), "llm.path", causal=True)
         _device(config.device)
@@ -50,7 +50,7 @@ def check_llm(config: LLMConfig) -> None:
 
 
 def _check_tokenizer_folder(path: str) -> None:
-    from lm.load import is_folder
+    from lm.models.load import is_folder
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
     if is_folder(path) and not any((Path(path).expanduser() / name).is_file() for name in names):
@@ -89,7 +89,7 @@ def _dtype(precision: str, device: Any) -> Any:
 def _load_transformers(config: LLMConfig) -> LLM:
     from transformers import AutoModelForCausalLM
 
-    from lm.load import is_folder, load_tokenizer, quiet
+    from lm.models.load import is_folder, load_tokenizer, quiet
     from server.llm.transformers_engine import TransformersLLM
 
     path = str(Path(str(config.path)).expanduser()) if is_folder(str(config.path)) else str(config.path)
@@ -98,7 +98,7 @@ def _load_transformers(config: LLMConfig) -> LLM:
         tokenizer = load_tokenizer(path)
         if config.form == "chat" and not tokenizer.chat_template:
             raise ConfigError(f"llm.form: found chat, but the tokenizer of {path} has no chat template; use auto or completion")
-        with quiet():  # not lm.load.load_causal_lm: it keeps a second copy in memory, and this model may be large
+        with quiet():  # not lm.models.load.load_causal_lm: it keeps a second copy in memory, and this model may be large
             model, report = AutoModelForCausalLM.from_pretrained(
                 path, dtype=_dtype(config.precision, device), use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -142,7 +142,7 @@ def _open_endpoint(config: LLMConfig, run_folder: Path | None) -> LLM:
     if config.tokenizer:
         from transformers import AutoTokenizer
 
-        try:  # not lm.load.load_tokenizer: it wants a whole model folder
+        try:  # not lm.models.load.load_tokenizer: it wants a whole model folder
             tokenizer = AutoTokenizer.from_pretrained(Path(config.tokenizer).expanduser(), trust_remote_code=False)
         except (OSError, ValueError) as failure:
             raise ConfigError(f"llm.tokenizer: {config.tokenizer} cannot be loaded: {failure}") from failure

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lm.batch import by_length, pad, positions
-from lm.stepper import forward
+from lm.decoding.stepper import forward
+from lm.models.batch import by_length, pad, positions
 
 LOGITS_BYTES = 256 * 2**20  # at most this much of float32 logits at once, unless one row alone has more [O]
 

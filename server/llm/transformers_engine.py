@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from lm.batch import Encoded, by_length, pad, positions
-from lm.decode import Answer, Ask, decode
-from lm.sample import end_tokens
-from lm.stepper import forward
-from lm.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from lm.decoding.decode import Answer, Ask, decode
+from lm.decoding.sample import end_tokens
+from lm.decoding.stepper import forward
+from lm.models.batch import Encoded, by_length, pad, positions
+from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from server.llm.adapters import Adapters
 from server.llm.base import Completion, Example, Progress, Prompt, Rated, Request
 from server.llm.tokens import decoded, decoded_after, encode, start_tokens

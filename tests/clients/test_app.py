@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 import conf
 from clients.app import app
 from clients.vault import synthesis
-from scripts.inprocess import InProcessGrid
+from scripts.launching.inprocess import InProcessGrid
 from wire.codec import pack, unpack
 from wire.messages import Introduce, Introduced, LabelledTexts, Receipt, Refused, Score, Scored, Synthesize, Synthesized
 

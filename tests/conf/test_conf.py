@@ -5,22 +5,22 @@ import itertools
 import pytest
 
 import conf
-from clients.vault.answers import AnswersConfig
+from clients.vault.answering.methods import AnswersConfig
 from clients.vault.config import GeneratorConfig, PrivacyConfig
-from clients.vault.policy import Policy
+from clients.vault.release.policy import Policy
 from conf.check import ConfigError, Section, check
-from lm.classify import SLMConfig
-from lm.tune_config import ExamplesConfig, PolicyConfig
-from scripts.federation import FederationConfig
+from lm.training.classify import SLMConfig
+from lm.training.tune_config import ExamplesConfig, PolicyConfig
+from scripts.launching.federation import FederationConfig
 from server.app import STRATEGIES, strategy_settings
-from server.augment import AugmentConfig
-from server.curate import CurateConfig
-from server.general import GeneralConfig
 from server.llm.config import LLMConfig
-from server.write import WriteConfig
+from server.measuring.general import GeneralConfig
+from server.writing.augment import AugmentConfig
+from server.writing.curate import CurateConfig
+from server.writing.write import WriteConfig
 from strategies.config import FDKTConfig
 from tasks.config import TaskConfig
-from tasks.questions import check_task
+from tasks.data.questions import check_task
 
 SECTIONS = {
     "strategy": FDKTConfig,

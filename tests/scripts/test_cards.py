@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 import conf
-from lm.card import Card, add_metric, guarantee, write_card
-from scripts.launch import launch
+from lm.models.card import Card, add_metric, guarantee, write_card
+from scripts.launching.launch import launch
 from scripts.look import model_folder, predict
-from tasks.world import world_records
+from tasks.builtin.world import world_records
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: true, pooled: true}"
 

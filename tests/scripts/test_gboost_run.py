@@ -6,15 +6,15 @@ import pytest
 
 import conf
 from conf.check import ConfigError
-from lm.reward_training import fit_likelihood
-from lm.step_labels import LabelledSolution
+from lm.training.reward_training import fit_likelihood
+from lm.training.step_labels import LabelledSolution
 from scripts.ask import main as ask
-from scripts.launch import launch
-from scripts.page import write_page
-from scripts.preflight import preflight
-from scripts.report import read_summaries, table
+from scripts.launching.launch import launch
+from scripts.launching.preflight import preflight
+from scripts.reporting.page import write_page
+from scripts.reporting.table import read_summaries, table
 from scripts.train_reward import main as train_reward
-from tasks.arithmetic import CLIENTS, site_questions
+from tasks.builtin.arithmetic import CLIENTS, site_questions
 from tasks.reasoning import prompt
 
 METHODS = "strategy.methods=[slm, llm, proxy_tuning, slm_best_of_n, search_private, gboost, gboost_average]"

@@ -9,7 +9,7 @@ from transformers import pipeline
 
 import conf
 from conf.check import ConfigError
-from scripts.launch import launch
+from scripts.launching.launch import launch
 from scripts.look import engines, model_folder, predict, strategies, tasks, watch
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"

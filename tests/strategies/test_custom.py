@@ -6,8 +6,8 @@ import pytest
 
 import conf
 from conf.check import ConfigError
-from scripts.launch import launch
-from scripts.preflight import preflight
+from scripts.launching.launch import launch
+from scripts.launching.preflight import preflight
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "neighbours.py"
 OTHERS = (

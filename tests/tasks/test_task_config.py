@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from conf.check import ConfigError, check
 from tasks.config import TaskConfig
-from tasks.load import build_task, check_data, client_names
-from tasks.questions import check_task
+from tasks.data.load import build_task, check_data, client_names
+from tasks.data.questions import check_task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DATA = CONF.parents[1] / "shared" / "data"

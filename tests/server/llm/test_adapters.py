@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lm.tune_config import ExamplesConfig, PolicyConfig
+from lm.training.tune_config import ExamplesConfig, PolicyConfig
 from server.llm.base import Example, Rated, Request, Tunes
 from server.llm.transformers_engine import TransformersLLM
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lm.llama import LlamaStepper, is_plain_llama
+from lm.decoding.llama import LlamaStepper, is_plain_llama
 from server.llm import transformers_engine
 from server.llm.base import LLM, ChatTurn, Request, ScoresText
 from server.llm.transformers_engine import TransformersLLM

@@ -1,0 +1,1 @@
+"""What may leave a site: policy, approvals, kept releases, the unit of privacy."""

@@ -1,0 +1,1 @@
+"""Differential privacy of training: clipped sums, noise, DP-SGD, accounting."""

@@ -1,0 +1,1 @@
+"""Pre-training of stand-in models on public text."""

@@ -1,0 +1,1 @@
+"""Training without noise: classifiers, causal LMs, tuning of an LLM, reward models."""

@@ -1,0 +1,48 @@
+"""Membership inference on scores: a malicious server sends candidate records in place of generated texts and reads their scores."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.simulated import simulated_site
+from clients.vault.vault import Vault
+from conf.check import ConfigError
+from lm.attacks.membership import AUC, auc
+from tasks.task import Split
+from wire.messages import LabelledTexts, Learn, Refused, Score
+
+MECHANISMS = ("votes", "gaussian", "none")
+
+
+def membership_by_scores(config: Mapping[str, Any], client: str, split: Split, mechanism: str, epsilon: float) -> dict[str, AUC]:
+    """How well the score of a record's own text under its own label tells the training split from the test split.
+
+    The vault is the one of a simulated site, with the whole epsilon for this one release. Raises ConfigError where it refuses.
+    """
+    candidates = [*split.train, *split.test]
+    data = LabelledTexts([record.text for record in candidates], [record.label for record in candidates])
+    with tempfile.TemporaryDirectory() as folder:
+        vault = Vault(simulated_site(_granting(config, epsilon), client, Path(folder) / "site", Path(folder)))
+        if mechanism == "none":
+            learned, _ = vault.learn(Learn("learn", "attack", "local"))
+            _not_refused(learned)
+        scored = _not_refused(vault.score(Score("score", "attack", "local", data, epsilon, feedback=mechanism)))
+    members, scores = len(split.train), np.array(scored.scores)
+    return {"score of a record's own text": auc(scores[:members], scores[members:])}
+
+
+def _granting(config: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
+    """`config` whose sites grant scores of this epsilon, whatever the run itself asks for."""
+    policy = dict(config["privacy"]["policy"]) | {"epsilon_per_run": epsilon, "epsilon_total": epsilon, "allow_unprotected": True}
+    return {**config, "privacy": dict(config["privacy"]) | {"epsilon": epsilon, "policy": policy | {"share_scores": "any"}}}
+
+
+def _not_refused(reply: Any) -> Any:
+    if isinstance(reply, Refused):
+        raise ConfigError(f"the site refused: {reply.reason}")
+    return reply

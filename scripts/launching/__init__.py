@@ -1,0 +1,1 @@
+"""Checking, preparing and starting a run."""

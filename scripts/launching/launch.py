@@ -1,0 +1,67 @@
+"""Checks a configuration, runs it with a display, and prints the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import conf
+from conf.check import RunFailed, check
+from scripts.ask import keep_a_search
+from scripts.launching.federation import FederationConfig, check_ray, ray_backend, run_inprocess, run_simulation
+from scripts.launching.preflight import preflight
+from scripts.reporting import trackers
+from scripts.reporting.page import COMMAND, write_page
+from scripts.reporting.terminal import Display, print_outcome
+from server.app import build_app, run_path
+from strategies.run.run_folder import write_atomically
+
+
+def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """Run `config` to its end and return the summary. `command`: how a person asked for it, kept for the report.
+
+    Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run did not complete.
+    """
+    federation = check(FederationConfig, config["federation"], "federation")
+    check_ray(federation)
+    tracked = trackers.checked(config.get("tracking"))
+    config = _with_folders(config)
+    names = preflight(config)
+    folder = Path(config["run"]["folder"])
+    if command:
+        write_atomically(folder / COMMAND, f"{command}\n")
+    before = len((folder / "events.jsonl").read_bytes().splitlines()) if (folder / "events.jsonl").is_file() else 0
+    tracking = trackers.Tracking(trackers.sinks(tracked, folder), step=before)
+    with Display(folder) as display, contextlib.closing(tracking):
+        server_app = build_app([display.event, tracking.event])
+        run_apps(server_app, federation, config, len(names))
+        tracking.finish(json.loads((folder / "summary.json").read_text()), time.time())
+    summary = json.loads((folder / "summary.json").read_text())
+    print_outcome(summary, folder)
+    if summary["status"] != "completed":
+        raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
+    if config["strategy"]["name"] == "gboost" and config["task"]["source"] == "arithmetic":
+        keep_a_search(folder)
+    print(f"report: {write_page(folder)}")
+    return summary
+
+
+def run_apps(server_app: Any, federation: FederationConfig, config: Mapping[str, Any], nodes: int) -> None:
+    """The ServerApp and the ClientApp under the configured federation."""
+    from clients.app import app as client_app
+
+    if federation.kind == "inprocess":
+        run_inprocess(server_app, client_app, config, nodes)
+    else:
+        run_simulation(server_app, client_app, {"config": conf.dump(config)}, nodes, ray_backend(federation), conf.FOLDER.parent)
+
+
+def _with_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Absolute run and state folders, so that every process of the run means the same place."""
+    folder = run_path(config).absolute()
+    state = Path(config["federation"]["state_folder"] or folder / "sites").absolute()
+    return config | {"run": {**config["run"], "folder": str(folder)}, "federation": {**config["federation"], "state_folder": str(state)}}

@@ -1,0 +1,1 @@
+"""Many runs: their plan, rows, page and report."""

@@ -1,0 +1,1 @@
+"""What the LLM does with demonstrations: group, judge, write, augment."""

@@ -1,0 +1,1 @@
+"""The worlds that the project makes itself, and their stand-in models."""

@@ -1,0 +1,1 @@
+"""How a task is put into words, and how answers are read."""

@@ -1,0 +1,187 @@
+"""The vault that answers questions: what leaves, what the policy keeps, gateways that fail, and questions asked by hand."""
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+import conf
+from clients.simulated import simulated_site
+from clients.vault.answering.search import SearchConfig
+from clients.vault.dispatch import ask, open_vault
+from clients.vault.reasoning import ReasoningVault
+from clients.vault.release.policy import PolicyError
+from conf.check import ConfigError
+from lm.models.load import load_causal_lm, load_tokenizer
+from lm.training.reward_training import fit_likelihood
+from lm.training.step_labels import LabelledSolution
+from server.gateway.access import Keys
+from server.gateway.app import Gateway, GatewayConfig, gateway_app
+from server.llm.transformers_engine import TransformersLLM
+from tasks.builtin.arithmetic import site_questions
+from tasks.reasoning import prompt
+from wire.codec import encode
+from wire.messages import Answer, Answered, Evaluate, Introduce, Introduced, Learn, Learned, Refused, Synthesize
+
+SEARCH = {"step_tokens": 8, "max_steps": 3, "solution_tokens": 16, "iterations": 4, "llm_token_budget": 60}
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tiny_model, tmp_path_factory):
+    solutions = [LabelledSolution(0, ("so 1 + 1 = 2",), (True,)), LabelledSolution(0, ("so 1 + 1 = 3",), (False,))]
+    return fit_likelihood(tiny_model, ["start with 1 ."], solutions, prompt, tmp_path_factory.mktemp("models") / "reward")
+
+
+@pytest.fixture
+def site(tiny_model, reward_folder, tmp_path):
+    """`make(policy..., answers...)`: the bakery's vault, its SLM not yet tuned."""
+
+    def make(answers=None, **policy):
+        overrides = ["strategy=gboost", f"slm.path={tiny_model}", f"llm.path={tiny_model}", "slm.max_steps=4", "task.rows_per_client=20"]
+        config = conf.compose([*overrides, "task.test_rows=6"])
+        config["answers"] |= {"reward": {"path": str(reward_folder), "form": "likelihood"}} | (answers or {})
+        config["privacy"]["policy"] |= {"minimum_records": 10} | policy
+        return open_vault(simulated_site(config, "bakery", tmp_path / "site", tmp_path))
+
+    return make
+
+
+def learnt(vault):
+    assert isinstance(vault.learn(Learn("l", "run", "private"))[0], Learned)
+    return vault
+
+
+def answer(method="search", id="run/answer/bakery", **changes):
+    return Answer(**({"message_id": id, "run": "run", "model": "private", "method": method, "search": SEARCH, "samples": 3} | changes))
+
+
+@pytest.mark.parametrize("method", ["search", "slm", "slm_base", "llm", "proxy_tuning", "average", "slm_best_of_n", "average_majority"])
+def test_every_method_answers_every_question_within_the_budget(site, method):
+    vault = learnt(site())
+    counts = vault.answer(answer(method))
+    assert isinstance(counts, Answered) and counts.total == 6 and 0 <= counts.right <= 6
+    assert counts.llm_tokens <= 6 * SEARCH["llm_token_budget"] and (counts.llm_tokens > 0) == (
+        method not in ("slm", "slm_base", "slm_best_of_n")
+    )
+    assert (counts.reward_calls > 0) == (method in ("search", "slm_best_of_n"))
+    assert vault.answer(answer(method)) == counts  # the first answer again
+    other = vault.answer(answer(method, id="again"))
+    assert dataclasses.replace(other, seconds=counts.seconds) == counts  # deterministic under a seed
+
+
+def test_no_question_and_no_step_is_in_what_leaves(site):
+    vault = learnt(site())
+    left = encode(vault.answer(answer()))
+    for question in site_questions("bakery", 26, 0):
+        assert not any(word in left.decode() for word in ("start with", "a red", question.question, *question.steps))
+    assert set(json.loads(left)) == {field.name for field in dataclasses.fields(Answered)}
+
+
+def test_questions_stay_where_the_policy_says_never(site):
+    vault = learnt(site(share_questions="never"))
+    for method in ("search", "llm", "proxy_tuning"):
+        refused = vault.answer(answer(method))
+        assert isinstance(refused, Refused) and refused.kind == "policy" and 'share_questions is "never"' in refused.reason
+    with pytest.raises(PolicyError, match="share_questions"):
+        vault.solve("run", "private", "start with 3 . then a red . how many ?", SearchConfig())
+    private = vault.answer(answer("search", id="p", search=SEARCH | {"modes": "private"}))
+    assert isinstance(private, Answered) and private.llm_tokens == 0
+    # an LLM of the site's own is no way out for a question
+    assert isinstance(learnt(site(answers={"llm_is_remote": False}, share_questions="never")).answer(answer(id="own")), Answered)
+
+
+def test_counts_leave_only_as_often_as_the_policy_says(site):
+    vault = learnt(site(maximum_measurements=1))
+    assert isinstance(vault.answer(answer()), Answered)
+    assert "maximum_measurements" in vault.answer(answer(id="b")).reason
+    assert "share_metrics" in site(share_metrics=False).answer(answer(id="c")).reason
+
+
+def test_what_is_no_request_for_this_kind_of_site_is_refused(site):
+    vault = site()
+    assert ask(vault, Introduce("i", "run"))[0] == Introduced("bakery", "bakery")
+    for request in (Synthesize("s", "run", 0, 1, 3, 8.0), Evaluate("e", "run", "private")):
+        assert "kind reasoning" in ask(vault, request)[0].reason
+    assert "has to learn it first" in ask(vault, answer())[0].reason
+    assert "keeps the weights" in ask(vault, Learn("l", "run", "private", share_weights=True))[0].reason
+    learnt(vault)
+    assert "did you mean slm" in ask(vault, answer("slms"))[0].reason
+    assert ask(vault, answer(search={"iterations": 0}))[0].reason.startswith("search.iterations")
+    assert isinstance(ask(site(answers={"reward": None}), answer())[0], Refused)
+    with pytest.raises(ValueError, match="empty"):
+        vault.solve("run", "private", "  ", SearchConfig())
+    with pytest.raises(ValueError, match="too long"):
+        vault.solve("run", "private", "why " * 400, SearchConfig())
+
+
+def test_a_lora_slm_keeps_its_base_at_no_extra_cost(site):
+    vault = site()
+    vault.config = dataclasses.replace(vault.config, slm=vault.config.slm.model_copy(update={"method": "lora"}))
+    learnt(vault)
+    assert (vault._folder("run", "private") / "adapter_config.json").is_file()
+    assert isinstance(vault.answer(answer()), Answered) and isinstance(vault.answer(answer("slm_base", id="b")), Answered)
+
+
+def test_another_kind_of_task_has_no_such_vault(tmp_path):
+    config = conf.compose([])
+    with pytest.raises(ConfigError, match="kind reasoning"):
+        ReasoningVault(simulated_site(config, "coffee", tmp_path, tmp_path))
+
+
+@pytest.fixture
+def gateway(tiny_model, monkeypatch):
+    """The address of a gateway that serves the tiny model; the key is in the environment."""
+    monkeypatch.setenv("SITE_KEY", "key-of-the-first-site-0123456789")
+    tokenizer = load_tokenizer(tiny_model, generates=True)
+    llm = TransformersLLM(load_causal_lm(tiny_model, tokenizer=tokenizer), tokenizer, name="tiny", form="completion", context=256)
+    limits = GatewayConfig(requests_per_minute=10_000, tokens_per_minute=10**9)
+    app = gateway_app(Gateway(llm, Keys.read("key-of-the-first-site-0123456789", "keys"), limits))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [here]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{here.getsockname()[1]}/v1"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("write", ["fusion", "steps"])
+def test_a_gateway_takes_part(site, gateway, write):
+    vault = learnt(site(answers={"base_url": gateway, "key_env": "SITE_KEY", "write": write}))
+    counts = vault.answer(answer())
+    assert isinstance(counts, Answered) and counts.requests > 0 and counts.llm_tokens > 0 and counts.degraded < counts.llm_tokens
+    assert isinstance(vault.answer(answer("llm", id="b")), Answered)
+
+
+@pytest.mark.parametrize("reply", [None, b"<html>no</html>", b'{"choices": []}'])
+def test_a_gateway_that_is_gone_or_lies_never_fails_a_question(site, reply):
+    """Every step is the private SLM's, and counted."""
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))
+        where = f"http://127.0.0.1:{here.getsockname()[1]}/v1"
+        if reply is not None:
+            here.listen(64)
+
+            def lie():
+                while True:
+                    try:
+                        met, _ = here.accept()
+                    except OSError:
+                        return
+                    with met:
+                        met.recv(65536)
+                        head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(reply)}\r\nconnection: close\r\n\r\n"
+                        met.sendall(head.encode() + reply)
+
+            threading.Thread(target=lie, daemon=True).start()
+        vault = learnt(site(answers={"base_url": where, "seconds": 2.0}))
+        counts = vault.answer(answer())
+        assert isinstance(counts, Answered) and counts.total == 6 and counts.degraded > 0 and counts.llm_tokens == 0
+        assert counts.collaborative_steps == 0
