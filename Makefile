@@ -26,7 +26,7 @@ test: install  ## the whole suite, two tests at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 deploy-demo: install  ## a federation of real processes on this machine, with TLS, node keys and vaults
-	$(BIN)/python -m scripts.deploy.demo
+	$(BIN)/python -m fedduet.scripts.deploy.demo
 
 bench: install  ## ratios of the heavy parts, in one run: minutes, on a quiet machine
 	OMP_NUM_THREADS=1 $(BIN)/fedduet-bench
@@ -38,7 +38,7 @@ docs: .venv/.docs  ## the documentation, into site/, with strict checks
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 screenshots: .venv/.docs  ## reports of all three methods and pictures of them, into docs/ (a quarter of an hour)
-	$(BIN)/python -m scripts.docs.showcase
+	$(BIN)/python -m fedduet.scripts.docs.showcase
 
 .venv/.docs: requirements-docs.lock | install
 	@echo "Installing what documentation and browser tests need into .venv (once)"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from fedduet.clients.courier import ask_remote
+from fedduet.wire.codec import WireError, pack, unpack
+from fedduet.wire.messages import Learn, Refused
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-
-from clients.courier import ask_remote
-from wire.codec import WireError, pack, unpack
-from wire.messages import Learn, Refused
 
 
 def handle(message: Message, context: Context) -> Message:
@@ -19,8 +18,8 @@ def handle(message: Message, context: Context) -> Message:
     if url := context.node_config.get("vault"):  # a real site: its data is opened by a process of its own
         answer, returned = ask_remote(str(url), request, arrays)
     elif "partition-id" in context.node_config:
-        from clients.simulated import simulated_vault  # imports torch, which a courier does not need
-        from clients.vault.dispatch import ask
+        from fedduet.clients.simulated import simulated_vault  # imports torch, which a courier does not need
+        from fedduet.clients.vault.dispatch import ask
 
         answer, returned = ask(simulated_vault(context, isinstance(request, Learn) and request.scope == "pooled"), request, arrays)
     else:  # a real site's data must not be opened by code that the server ships

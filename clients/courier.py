@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
-
-from wire.body import from_body, to_body
-from wire.codec import Arrays, WireError
-from wire.messages import Refused
+from fedduet.wire.body import from_body, to_body
+from fedduet.wire.codec import Arrays, WireError
+from fedduet.wire.messages import Refused
 
 SCHEME = "unix://"
 LONGEST = 7200.0  # seconds for one answer [O]; a phase of the strategy usually ends earlier

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.config import SiteConfig, site_settings
+from fedduet.clients.vault.dispatch import AnyVault, open_vault
+from fedduet.conf.check import ConfigError, check
+from fedduet.tasks.data.questions import check_task, names_of
+from fedduet.wire.messages import is_name
 from flwr.app import Context
 
-import conf
-from clients.vault.answering.methods import AnswersConfig
-from clients.vault.config import SiteConfig, site_settings
-from clients.vault.dispatch import AnyVault, open_vault
-from conf.check import ConfigError, check
-from tasks.data.questions import check_task, names_of
-from wire.messages import is_name
+from fedduet import conf
 
 OPEN_VAULTS = 8  # records of at most so many sites are held in memory by one process
 POOLED_FOLDER = "_pooled"  # of the upper bound; no site's folder starts so

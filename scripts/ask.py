@@ -9,22 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import yaml
+from fedduet.clients.simulated import simulated_site, site_folder
+from fedduet.clients.vault.answering.baselines import BASELINES
+from fedduet.clients.vault.answering.methods import SEARCH
+from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.solving import Solution
+from fedduet.clients.vault.config import SiteConfig
+from fedduet.clients.vault.reasoning import ReasoningVault
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.clients.vault.service import read_site
+from fedduet.conf.check import ConfigError, check, nearest
+from fedduet.scripts.reporting.search import keep
+from fedduet.strategies.gboost import MODEL
+from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 from rich.console import Console
 from rich.table import Table
-
-from clients.simulated import simulated_site, site_folder
-from clients.vault.answering.baselines import BASELINES
-from clients.vault.answering.methods import SEARCH
-from clients.vault.answering.search import SearchConfig
-from clients.vault.answering.solving import Solution
-from clients.vault.config import SiteConfig
-from clients.vault.reasoning import ReasoningVault
-from clients.vault.release.policy import PolicyError
-from clients.vault.service import read_site
-from conf.check import ConfigError, check, nearest
-from scripts.reporting.search import keep
-from strategies.gboost import MODEL
-from tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 
 
 def main(argv: Sequence[str]) -> int:

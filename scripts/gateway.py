@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.launching.environment import leave, prepare
+from fedduet.scripts.launching.environment import leave, prepare
 
 prepare()
 
 import yaml  # noqa: E402
+from fedduet.conf.check import ConfigError, check  # noqa: E402
 
 import conf  # noqa: E402
-from conf.check import ConfigError, check  # noqa: E402
 
 LIMITS = "gateway."
 
@@ -41,12 +41,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """0 after the gateway was stopped. Raises ConfigError before any weights are read for what cannot work."""
     import uvicorn
-
-    from server.gateway.access import Keys
-    from server.gateway.app import Gateway, GatewayConfig, gateway_app
-    from server.llm.config import LLMConfig
-    from server.llm.load import check_llm, load_llm
-    from tasks.builtin.standin import resolve
+    from fedduet.server.gateway.access import Keys
+    from fedduet.server.gateway.app import Gateway, GatewayConfig, gateway_app
+    from fedduet.server.llm.config import LLMConfig
+    from fedduet.server.llm.load import check_llm, load_llm
+    from fedduet.tasks.builtin.standin import resolve
 
     arguments = parser().parse_args(list(argv))
     limits = check(GatewayConfig, _limits(arguments.overrides), "gateway")

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from fedduet.clients.simulated import site_folder
+from fedduet.conf.check import ConfigError, nearest
+from fedduet.scripts.reporting.terminal import Display
+from fedduet.strategies.run.summary import taught_by
 from rich.console import Console
 from rich.table import Table
 
-import conf
-from clients.simulated import site_folder
-from conf.check import ConfigError, nearest
-from scripts.reporting.terminal import Display
-from strategies.run.summary import taught_by
+from fedduet import conf
 
 
 def strategies(_: Sequence[str]) -> int:
@@ -85,10 +85,10 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument("--model", help="default: the one that the run's strategy ended with; local and the baselines are there too")
     given = parser.parse_args(list(argv))
     folder = model_folder(given.run, given.client, given.model)
-    from lm.models.load import load_classifier, load_tokenizer
-    from lm.training.classify import predict_probabilities
-    from tasks.config import TaskConfig
-    from tasks.data.load import build_task
+    from fedduet.lm.models.load import load_classifier, load_tokenizer
+    from fedduet.lm.training.classify import predict_probabilities
+    from fedduet.tasks.config import TaskConfig
+    from fedduet.tasks.data.load import build_task
 
     config = yaml.safe_load((given.run / "config.yaml").read_text(encoding="utf-8"))
     task, tokenizer = build_task(TaskConfig(**config["task"])), load_tokenizer(folder)

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 import yaml
+from fedduet.lm.pretraining.config import PretrainConfig
+from fedduet.lm.pretraining.corpus import source_from_mapping, source_from_text
+from fedduet.lm.pretraining.pretrain import PretrainStep, pretrain
+from fedduet.lm.pretraining.probe import Probe
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
-
-from lm.pretraining.config import PretrainConfig
-from lm.pretraining.corpus import source_from_mapping, source_from_text
-from lm.pretraining.pretrain import PretrainStep, pretrain
-from lm.pretraining.probe import Probe
 
 FILE_KEYS = {item.name for item in fields(PretrainConfig)} - {"documents", "out", "command"}
 

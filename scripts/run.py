@@ -11,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.launching.environment import leave, prepare
+from fedduet.scripts.launching.environment import leave, prepare
 
 prepare()
 
 import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
+from fedduet.conf.check import ConfigError, RunFailed, nearest  # noqa: E402
+from fedduet.scripts.sweeping import plan as sweep  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 import conf  # noqa: E402
-from conf.check import ConfigError, RunFailed, nearest  # noqa: E402
-from scripts.sweeping import plan as sweep  # noqa: E402
 
 USAGE = """fedduet: a cloud LLM and private small language models improve each other
 
@@ -49,22 +49,22 @@ groups: {groups}
 
 
 COMMANDS = {  # name: module and function, imported when it is asked for
-    "pretrain": "scripts.pretrain:main",
-    "table": "scripts.reporting.table:main",
-    "report": "scripts.reporting.page:main",
-    "sweep-report": "scripts.sweeping.report:main",
-    "check": "scripts.forecasting.forecast:main",
-    "ask": "scripts.ask:main",
-    "train-reward": "scripts.train_reward:main",
-    "watch": "scripts.look:watch",
-    "track": "scripts.reporting.trackers:main",
-    "predict": "scripts.look:predict",
-    "audit": "scripts.attacking.audit:main",
-    "attack": "scripts.attacking.attack:main",
-    "gateway": "scripts.gateway:main",
-    "strategies": "scripts.look:strategies",
-    "tasks": "scripts.look:tasks",
-    "engines": "scripts.look:engines",
+    "pretrain": "fedduet.scripts.pretrain:main",
+    "table": "fedduet.scripts.reporting.table:main",
+    "report": "fedduet.scripts.reporting.page:main",
+    "sweep-report": "fedduet.scripts.sweeping.report:main",
+    "check": "fedduet.scripts.forecasting.forecast:main",
+    "ask": "fedduet.scripts.ask:main",
+    "train-reward": "fedduet.scripts.train_reward:main",
+    "watch": "fedduet.scripts.look:watch",
+    "track": "fedduet.scripts.reporting.trackers:main",
+    "predict": "fedduet.scripts.look:predict",
+    "audit": "fedduet.scripts.attacking.audit:main",
+    "attack": "fedduet.scripts.attacking.attack:main",
+    "gateway": "fedduet.scripts.gateway:main",
+    "strategies": "fedduet.scripts.look:strategies",
+    "tasks": "fedduet.scripts.look:tasks",
+    "engines": "fedduet.scripts.look:engines",
 }
 
 
@@ -134,7 +134,7 @@ def _advice(problem: str) -> str:
 
 def _sweep(arguments: list[str]) -> int:
     """All jobs of a sweep, then its table. 1 when a job did not complete; the others have run all the same."""
-    from scripts.sweeping.report import conclude
+    from fedduet.scripts.sweeping.report import conclude
 
     planned = sweep.plan(arguments)
     if not any(word.startswith("hydra.sweep.dir=") for word in arguments):
@@ -155,7 +155,7 @@ _exit_codes: list[int] = []  # of the run
 @hydra.main(config_path=str(conf.FOLDER), config_name="config", version_base="1.3")
 def _run_configuration(config: DictConfig) -> Any:
     """One run, or one job of a sweep, whose other jobs go on whatever stops it."""
-    from scripts.launching.launch import launch
+    from fedduet.scripts.launching.launch import launch
 
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:

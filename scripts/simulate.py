@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.launching.environment import leave, prepare
+from fedduet.scripts.launching.environment import leave, prepare
 
 prepare()
 
@@ -15,7 +15,7 @@ import tomllib  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from conf.check import ConfigError, nearest  # noqa: E402
+from fedduet.conf.check import ConfigError, nearest  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,9 +33,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 only if the run completed; 2 for input that cannot work, 1 for a run that failed."""
+    from fedduet.scripts.launching.federation import FederationConfig, ray_backend, run_simulation
     from flwr.common.config import flatten_dict, parse_config_args
-
-    from scripts.launching.federation import FederationConfig, ray_backend, run_simulation
 
     arguments = parser().parse_args(argv)
     try:

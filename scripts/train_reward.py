@@ -7,21 +7,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.launching.environment import prepare
+from fedduet.scripts.launching.environment import prepare
 
 prepare()
 
+from fedduet.conf.check import ConfigError  # noqa: E402
+from fedduet.lm.decoding.sample import sample_texts  # noqa: E402
+from fedduet.lm.models.load import check_model_folder, load_causal_lm, load_tokenizer  # noqa: E402
+from fedduet.lm.training.reward_training import RewardTraining, fit_likelihood, train_reward  # noqa: E402
+from fedduet.lm.training.step_labels import label_steps  # noqa: E402
+from fedduet.scripts.reporting.terminal import Display  # noqa: E402
+from fedduet.tasks.builtin.standin import resolve  # noqa: E402
+from fedduet.tasks.data.read import Columns, read_rows  # noqa: E402
+from fedduet.tasks.reasoning import find_answer, is_right, prompt  # noqa: E402
 from rich.console import Console  # noqa: E402  (the environment must be set before torch is imported)
-
-from conf.check import ConfigError  # noqa: E402
-from lm.decoding.sample import sample_texts  # noqa: E402
-from lm.models.load import check_model_folder, load_causal_lm, load_tokenizer  # noqa: E402
-from lm.training.reward_training import RewardTraining, fit_likelihood, train_reward  # noqa: E402
-from lm.training.step_labels import label_steps  # noqa: E402
-from scripts.reporting.terminal import Display  # noqa: E402
-from tasks.builtin.standin import resolve  # noqa: E402
-from tasks.data.read import Columns, read_rows  # noqa: E402
-from tasks.reasoning import find_answer, is_right, prompt  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:

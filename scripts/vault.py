@@ -11,23 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.launching.environment import prepare
+from fedduet.scripts.launching.environment import prepare
 
 prepare()
 
+from fedduet.clients.vault.budget.ledger import Ledger  # noqa: E402
+from fedduet.clients.vault.config import SiteConfig  # noqa: E402
+from fedduet.clients.vault.release.approvals import Approvals  # noqa: E402
+from fedduet.clients.vault.release.policy import delta_for  # noqa: E402
+from fedduet.clients.vault.release.privacy_unit import owners_of  # noqa: E402
+from fedduet.clients.vault.release.releases import Releases  # noqa: E402
+from fedduet.clients.vault.service import SiteFile, build_service, listen, read_site  # noqa: E402
+from fedduet.conf.check import ConfigError  # noqa: E402
+from fedduet.tasks.data.load import build_task, load_client  # noqa: E402
+from fedduet.tasks.data.questions import QuestionsConfig, load_questions  # noqa: E402
 from rich.console import Console  # noqa: E402  (the environment must be set before torch is imported)
 from rich.table import Table  # noqa: E402
-
-from clients.vault.budget.ledger import Ledger  # noqa: E402
-from clients.vault.config import SiteConfig  # noqa: E402
-from clients.vault.release.approvals import Approvals  # noqa: E402
-from clients.vault.release.policy import delta_for  # noqa: E402
-from clients.vault.release.privacy_unit import owners_of  # noqa: E402
-from clients.vault.release.releases import Releases  # noqa: E402
-from clients.vault.service import SiteFile, build_service, listen, read_site  # noqa: E402
-from conf.check import ConfigError  # noqa: E402
-from tasks.data.load import build_task, load_client  # noqa: E402
-from tasks.data.questions import QuestionsConfig, load_questions  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +53,7 @@ def main(argv: Sequence[str]) -> int:
 def serve(site: SiteFile, config: SiteConfig) -> int:
     """Until it is stopped."""
     import uvicorn
-
-    from clients.vault.dispatch import open_vault
+    from fedduet.clients.vault.dispatch import open_vault
 
     config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     listening = listen(site)

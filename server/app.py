@@ -10,29 +10,29 @@ from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
+from fedduet.conf.check import ConfigError, check, nearest
+from fedduet.server.cards import write_adapter_cards
+from fedduet.server.cloud import LLMCloud, check_sections
+from fedduet.server.tuner import LLMTuner, Settings
+from fedduet.strategies.config import CrossLMConfig, CustomConfig, FDKTConfig, FDKTCrossLMConfig, GBoostConfig
+from fedduet.strategies.crosslm import crosslm
+from fedduet.strategies.custom import custom
+from fedduet.strategies.fdkt import fdkt
+from fedduet.strategies.fdkt_crosslm import fdkt_crosslm
+from fedduet.strategies.gboost import gboost
+from fedduet.strategies.run.moves import Moves
+from fedduet.strategies.run.run_folder import Listener, RunFolder, write_atomically
+from fedduet.strategies.run.sites import Sites, SitesConfig
+from fedduet.strategies.run.summary import summarise
+from fedduet.tasks.builtin.standin import describe
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import build_task
+from fedduet.tasks.data.questions import AnyTask, check_task, names_of
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-import conf
-from conf.check import ConfigError, check, nearest
-from server.cards import write_adapter_cards
-from server.cloud import LLMCloud, check_sections
-from server.tuner import LLMTuner, Settings
-from strategies.config import CrossLMConfig, CustomConfig, FDKTConfig, FDKTCrossLMConfig, GBoostConfig
-from strategies.crosslm import crosslm
-from strategies.custom import custom
-from strategies.fdkt import fdkt
-from strategies.fdkt_crosslm import fdkt_crosslm
-from strategies.gboost import gboost
-from strategies.run.moves import Moves
-from strategies.run.run_folder import Listener, RunFolder, write_atomically
-from strategies.run.sites import Sites, SitesConfig
-from strategies.run.summary import summarise
-from tasks.builtin.standin import describe
-from tasks.config import TaskConfig
-from tasks.data.load import build_task
-from tasks.data.questions import AnyTask, check_task, names_of
+from fedduet import conf
 
 STRATEGIES: Mapping[str, Any] = {
     "fdkt": (FDKTConfig, fdkt),

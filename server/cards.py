@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.models.card import Card, guarantee, write_card
+from fedduet.lm.models.card import Card, guarantee, write_card
 
 WHAT = {  # by the end of a folder's name
     "pooled": "ALL SITES' PRIVATE TEXTS, as they are: an upper bound that only a simulation has",

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-from conf.check import check
-from lm.progress import report
-from lm.randomness import derive
-from server.llm.base import LLM, Progress
-from server.llm.config import LLMConfig
-from server.llm.load import load_llm
-from server.writing.augment import AugmentConfig, augment
-from server.writing.curate import CurateConfig, Curated, Demonstration, curate
-from strategies.run.moves import Texts
-from strategies.run.run_folder import RunFolder
-from tasks.builtin.standin import describe, resolve
-from tasks.task import Task
-from wire.messages import LabelledTexts
+from fedduet.conf.check import check
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import derive
+from fedduet.server.llm.base import LLM, Progress
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.llm.load import load_llm
+from fedduet.server.writing.augment import AugmentConfig, augment
+from fedduet.server.writing.curate import CurateConfig, Curated, Demonstration, curate
+from fedduet.strategies.run.moves import Texts
+from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.tasks.builtin.standin import describe, resolve
+from fedduet.tasks.task import Task
+from fedduet.wire.messages import LabelledTexts
 
 USAGE = {"requests": "requests", "errors": "failed", "prompt_tokens": "prompt_tokens", "new_tokens": "new_tokens"}
 
@@ -124,7 +123,7 @@ class LLMCloud:
         return [Demonstration(text, label, domain, site) for text, label in zip(data.texts, data.labels, strict=True)]
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        from lm.text.embed import hashed_embeddings
+        from fedduet.lm.text.embed import hashed_embeddings
 
         return hashed_embeddings(texts)
 

@@ -8,23 +8,23 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from conf.check import check
-from lm.progress import report
-from lm.randomness import derive
-from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
-from server.cloud import LLMCloud
-from server.llm.base import LLM, Progress, Rated, Tunes
-from server.measuring.general import GeneralConfig, fell, load_general, measure_general
-from server.measuring.simulated import simulated_splits
-from server.measuring.task_accuracy import llm_accuracy, task_examples
-from server.writing.write import WriteConfig, write
-from strategies.config import CrossLMConfig
-from strategies.run.moves import Outcome, Rewards, Texts
-from strategies.run.run_folder import RunFolder
-from tasks.builtin.world import domain_of, oracle_label
-from tasks.config import TaskConfig
-from tasks.task import Split, Task
-from wire.messages import LabelledTexts
+from fedduet.conf.check import check
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import derive
+from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.server.cloud import LLMCloud
+from fedduet.server.llm.base import LLM, Progress, Rated, Tunes
+from fedduet.server.measuring.general import GeneralConfig, fell, load_general, measure_general
+from fedduet.server.measuring.simulated import simulated_splits
+from fedduet.server.measuring.task_accuracy import llm_accuracy, task_examples
+from fedduet.server.writing.write import WriteConfig, write
+from fedduet.strategies.config import CrossLMConfig
+from fedduet.strategies.run.moves import Outcome, Rewards, Texts
+from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.tasks.builtin.world import domain_of, oracle_label
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.task import Split, Task
+from fedduet.wire.messages import LabelledTexts
 
 SAID = {  # of a tuning that changed nothing
     "no_signal": "the scores do not tell the texts of any label apart, so the LLM stays as it was",
@@ -200,7 +200,7 @@ class LLMTuner:
 
 def _prompt(value: Any) -> Any:
     """A prompt as read back from the checkpoint: a string, or turns."""
-    from server.llm.base import ChatTurn
+    from fedduet.server.llm.base import ChatTurn
 
     return value if isinstance(value, str) else tuple(ChatTurn(**turn) for turn in value)
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import pydantic
-
-from conf.check import Section
+from fedduet.conf.check import Section
 
 
 class Baselines(Section):

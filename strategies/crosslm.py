@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from strategies.config import CrossLMConfig
-from strategies.crosslm_moves import Steering
-from strategies.fedavg import fedavg
-from strategies.local import local
-from strategies.pooled import pooled
-from strategies.run.moves import Moves, Texts, merge, shared_by_all
+from fedduet.strategies.config import CrossLMConfig
+from fedduet.strategies.crosslm_moves import Steering
+from fedduet.strategies.fedavg import fedavg
+from fedduet.strategies.local import local
+from fedduet.strategies.pooled import pooled
+from fedduet.strategies.run.moves import Moves, Texts, merge, shared_by_all
 
 
 def crosslm(moves: Moves, config: CrossLMConfig, scorer: str = "local", demonstrations: Texts | None = None) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from strategies.config import CrossLMConfig
-from strategies.run.moves import Moves, Outcome, Rewards, Texts, concatenate
-from strategies.run.sites import TooFewSites
-from strategies.scores import accept, aggregate, no_opinion, problem, split
-from wire.messages import LabelledTexts, Score, Scored
+from fedduet.strategies.config import CrossLMConfig
+from fedduet.strategies.run.moves import Moves, Outcome, Rewards, Texts, concatenate
+from fedduet.strategies.run.sites import TooFewSites
+from fedduet.strategies.scores import accept, aggregate, no_opinion, problem, split
+from fedduet.wire.messages import LabelledTexts, Score, Scored
 
 
 class Steering:
@@ -78,7 +78,7 @@ class Steering:
         return split(aggregate(self._scores, rows, config.aggregate), texts)
 
     def accept(self, texts: Texts, rewards: Rewards) -> tuple[Texts, list[str]]:
-        """The texts that are worth learning from, and what labels had too few of them; see `strategies.scores.accept`."""
+        """The texts that are worth learning from, and what labels had too few of them; see `fedduet.strategies.scores.accept`."""
         threshold = self._config.accept
         if threshold is None:
             threshold = no_opinion(texts, self.moves.feedback)

@@ -6,9 +6,9 @@ import ast
 import importlib.util
 from pathlib import Path
 
-from conf.check import ConfigError
-from strategies.config import CustomConfig
-from strategies.run.moves import Moves
+from fedduet.conf.check import ConfigError
+from fedduet.strategies.config import CustomConfig
+from fedduet.strategies.run.moves import Moves
 
 ENTRY = "strategy"
 

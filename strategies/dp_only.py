@@ -1,6 +1,6 @@
 """Baseline: every site adds its own DP-synthetic texts, without the LLM."""
 
-from strategies.run.moves import Moves, Texts
+from fedduet.strategies.run.moves import Moves, Texts
 
 
 def dp_only(moves: Moves, demonstrations: Texts) -> None:

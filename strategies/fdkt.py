@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from strategies.config import FDKTConfig
-from strategies.dp_only import dp_only
-from strategies.fedavg import fedavg
-from strategies.local import local
-from strategies.pooled import pooled
-from strategies.run.moves import Moves, Texts, merge, shared_by_all
-from strategies.zero_shot import zero_shot
+from fedduet.strategies.config import FDKTConfig
+from fedduet.strategies.dp_only import dp_only
+from fedduet.strategies.fedavg import fedavg
+from fedduet.strategies.local import local
+from fedduet.strategies.pooled import pooled
+from fedduet.strategies.run.moves import Moves, Texts, merge, shared_by_all
+from fedduet.strategies.zero_shot import zero_shot
 
 
 def fdkt(moves: Moves, config: FDKTConfig) -> Texts:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from strategies.config import FDKTCrossLMConfig
-from strategies.crosslm import crosslm
-from strategies.fdkt import fdkt
-from strategies.run.moves import Moves
+from fedduet.strategies.config import FDKTCrossLMConfig
+from fedduet.strategies.crosslm import crosslm
+from fedduet.strategies.fdkt import fdkt
+from fedduet.strategies.run.moves import Moves
 
 
 def fdkt_crosslm(moves: Moves, config: FDKTCrossLMConfig) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from strategies.run.moves import Moves
-from wire.codec import Arrays
-from wire.messages import Learn
+from fedduet.strategies.run.moves import Moves
+from fedduet.wire.codec import Arrays
+from fedduet.wire.messages import Learn
 
 
 def fedavg(moves: Moves, rounds: int, part: float) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.config import GBoostConfig
-from strategies.run.moves import Moves
-from wire.messages import Learn
+from fedduet.strategies.config import GBoostConfig
+from fedduet.strategies.run.moves import Moves
+from fedduet.wire.messages import Learn
 
 MODEL = "private"
 SEARCHES: Mapping[str, Mapping[str, Any]] = {

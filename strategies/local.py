@@ -1,6 +1,6 @@
 """Baseline: every site trains on its own records alone."""
 
-from strategies.run.moves import Moves
+from fedduet.strategies.run.moves import Moves
 
 
 def local(moves: Moves) -> None:

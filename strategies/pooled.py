@@ -1,7 +1,7 @@
 """Baseline, upper bound: one SLM trained on all sites' private records together. Only a simulation can do that."""
 
-from strategies.run.moves import Moves
-from wire.messages import Learn
+from fedduet.strategies.run.moves import Moves
+from fedduet.wire.messages import Learn
 
 
 def pooled(moves: Moves) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-
-from strategies.run.moves import Texts
-from wire.messages import LabelledTexts
+from fedduet.strategies.run.moves import Texts
+from fedduet.wire.messages import LabelledTexts
 
 Aggregation = Literal["uniform", "rows", "median"]
 

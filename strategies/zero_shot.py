@@ -1,6 +1,6 @@
 """Baseline: the LLM writes from the domain's name alone (the "ZeroGen" case), the same amount as for FDKT."""
 
-from strategies.run.moves import Moves
+from fedduet.strategies.run.moves import Moves
 
 
 def zero_shot(moves: Moves) -> None:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fedduet.conf.check import Section
+from fedduet.tasks.labels import raw_value, wordings
 from pydantic import Field, field_validator, model_validator
-
-from conf.check import Section
-from tasks.labels import raw_value, wordings
 
 CHAT_SYSTEM = "You write realistic {noun}s that serve as training data for a text classifier."
 CHAT_AUGMENT = """Domain: {domain}

@@ -10,10 +10,9 @@ import yaml
 def tiny_model(tmp_path_factory):
     """A plain folder with a random Llama of two layers and a byte-level tokenizer trained on the built-in world."""
     import torch
+    from fedduet.lm.pretraining.start import train_tokenizer
+    from fedduet.tasks.builtin.world import public_documents
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from lm.pretraining.start import train_tokenizer
-    from tasks.builtin.world import public_documents
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = train_tokenizer(public_documents(0, 200), 512, 256)
@@ -30,7 +29,7 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def private_csv(tmp_path_factory):
     """train.csv and test.csv with the columns text, label (0/1) and domain for the clients coffee and tents."""
-    from tasks.builtin.world import world_records
+    from fedduet.tasks.builtin.world import world_records
 
     folder = tmp_path_factory.mktemp("data")
     for name, seed, rows in (("train", 1, 60), ("test", 2, 30)):
@@ -45,7 +44,7 @@ def private_csv(tmp_path_factory):
 @pytest.fixture
 def overrides(tiny_model, private_csv, tmp_path):
     """A whole FDKT run in process on the private CSV with tiny models, in a second or two, as a list of Hydra overrides."""
-    from tasks.builtin.world import world_records
+    from fedduet.tasks.builtin.world import world_records
 
     answers = {
         f"Rating: {label}\nReview:$": [record.text for record in world_records("lamps", 80, 3) if record.label == index]

@@ -11,11 +11,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fedduet.scripts.docs.docs_pages import CODE, pages
+from fedduet.scripts.run import COMMANDS, _command, check_words
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import conf
-from scripts.docs.docs_pages import CODE, pages
-from scripts.run import COMMANDS, _command, check_words
+from fedduet import conf
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

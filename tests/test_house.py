@@ -1,20 +1,37 @@
 """The house itself: imports point down, and the README's commands are the ones that exist."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TOOL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
 
 
-def test_imports_point_down():
-    done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "4 kept, 0 broken" in done.stdout, done.stdout
+def test_imports_point_down(tmp_path):
+    """On a copy laid out as a wheel is, since the linter finds the parts of a package only there."""
+    for name, folder in TOOL["setuptools"]["package-dir"].items():
+        place = tmp_path.joinpath(*name.split("."))
+        shutil.copytree(ROOT / folder, place, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    program = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command as c; c()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 kept, 0 broken" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_wheel_holds_every_folder_with_code():
+    folders = {
+        "fedduet." + ".".join(file.parent.relative_to(ROOT).parts)
+        for top in TOOL["setuptools"]["package-dir"].values()
+        for file in (ROOT / top).rglob("*.py")
+        if top != "fedduet"
+    }
+    assert folders | {"fedduet"} == set(TOOL["setuptools"]["packages"])
 
 
 def test_make_targets_and_console_scripts_of_the_readme_exist():

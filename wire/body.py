@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from fedduet.wire.codec import Arrays, WireError, decode, encode
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-
-from wire.codec import Arrays, WireError, decode, encode
 
 
 def to_body(message: Any, arrays: Mapping[str, np.ndarray] | None = None) -> bytes:

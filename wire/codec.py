@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pydantic
+from fedduet.wire import messages
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-
-from wire import messages
 
 _KINDS = {
     kind.__name__: kind

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clients.vault.config import SiteConfig
-from lm.models.card import Card, guarantee, write_card
-from tasks.builtin.standin import describe
-from tasks.task import Task
-from wire.messages import Learn, Receipt
+from fedduet.clients.vault.config import SiteConfig
+from fedduet.lm.models.card import Card, guarantee, write_card
+from fedduet.tasks.builtin.standin import describe
+from fedduet.tasks.task import Task
+from fedduet.wire.messages import Learn, Receipt
 
 STAYS = "Private to the site: it was trained on private texts as they are, no epsilon covers it, and it must not be given away."
 GENERATED = "Trained on generated texts alone; what protects the texts behind these is told by their sender."

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-
-from clients.vault.answering.methods import AnswersConfig
-from clients.vault.feedback import ScorerEmbedding
-from clients.vault.release.policy import Policy
-from clients.vault.release.privacy_unit import check_unit
-from conf.check import Section, check
-from lm.dp.dpsgd import DPConfig
-from lm.training.classify import SLMConfig
-from tasks.data.questions import AnyTask
+from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.feedback import ScorerEmbedding
+from fedduet.clients.vault.release.policy import Policy
+from fedduet.clients.vault.release.privacy_unit import check_unit
+from fedduet.conf.check import Section, check
+from fedduet.lm.dp.dpsgd import DPConfig
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.tasks.data.questions import AnyTask
 
 
 class GeneratorConfig(DPConfig):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from clients.vault.config import SiteConfig
-from clients.vault.reasoning import ReasoningVault
-from clients.vault.release.approvals import Approvals
-from clients.vault.vault import Vault
-from tasks.data.questions import QuestionsConfig
-from wire.codec import Arrays
-from wire.messages import Answer, Evaluate, Introduce, Learn, Refused, Score, Synthesize
+from fedduet.clients.vault.config import SiteConfig
+from fedduet.clients.vault.reasoning import ReasoningVault
+from fedduet.clients.vault.release.approvals import Approvals
+from fedduet.clients.vault.vault import Vault
+from fedduet.tasks.data.questions import QuestionsConfig
+from fedduet.wire.codec import Arrays
+from fedduet.wire.messages import Answer, Evaluate, Introduce, Learn, Refused, Score, Synthesize
 
 AnyVault = Vault | ReasoningVault
 RELEASED = {Synthesize: "texts", Score: "scores", Learn: "weight arrays"}

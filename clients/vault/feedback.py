@@ -13,12 +13,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-
-from lm.dp.dpsgd import rows_of_units
-from lm.randomness import NoiseSource
-from lm.text.embed import Embedder, hashed_embeddings
-from lm.training.classify import SLMConfig
-from tasks.builtin.standin import PREFIX, resolve
+from fedduet.lm.dp.dpsgd import rows_of_units
+from fedduet.lm.randomness import NoiseSource
+from fedduet.lm.text.embed import Embedder, hashed_embeddings
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.tasks.builtin.standin import PREFIX, resolve
 
 ScorerEmbedding = Literal["auto", "slm", "words"]
 STEPS, LEARNING_RATE, CLIP = 5, 4.0, 0.5  # [O] of the scorer: best or near it on public review domains and the world's public part

@@ -8,27 +8,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedduet.clients.vault.answering.methods import Answering, check_search, method_of
+from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.solving import Solution
+from fedduet.clients.vault.cards import write_reasoning_card
+from fedduet.clients.vault.config import SiteConfig
+from fedduet.clients.vault.refusing import refusing
+from fedduet.clients.vault.release import policy as rules
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.clients.vault.release.releases import Releases
+from fedduet.conf.check import ConfigError
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.models.save import save_model
+from fedduet.lm.randomness import derive
+from fedduet.lm.training.causal import train_causal
+from fedduet.tasks.builtin.standin import resolve
+from fedduet.tasks.data.questions import QuestionsConfig, QuestionSplit, load_questions
+from fedduet.tasks.reasoning import is_right, worked
+from fedduet.wire.codec import Arrays
+from fedduet.wire.messages import Answer, Answered, Introduced, Learn, Learned, Refused
 from peft import PeftModel
-
-from clients.vault.answering.methods import Answering, check_search, method_of
-from clients.vault.answering.search import SearchConfig
-from clients.vault.answering.solving import Solution
-from clients.vault.cards import write_reasoning_card
-from clients.vault.config import SiteConfig
-from clients.vault.refusing import refusing
-from clients.vault.release import policy as rules
-from clients.vault.release.policy import PolicyError
-from clients.vault.release.releases import Releases
-from conf.check import ConfigError
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.models.save import save_model
-from lm.randomness import derive
-from lm.training.causal import train_causal
-from tasks.builtin.standin import resolve
-from tasks.data.questions import QuestionsConfig, QuestionSplit, load_questions
-from tasks.reasoning import is_right, worked
-from wire.codec import Arrays
-from wire.messages import Answer, Answered, Introduced, Learn, Learned, Refused
 
 
 class ReasoningVault:

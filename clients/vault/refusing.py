@@ -11,11 +11,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from clients.vault.budget.ledger import LedgerError
-from clients.vault.release.policy import PolicyError
-from conf.check import ConfigError
-from lm.dp.accounting import BudgetError
-from wire.messages import Refused
+from fedduet.clients.vault.budget.ledger import LedgerError
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.conf.check import ConfigError
+from fedduet.lm.dp.accounting import BudgetError
+from fedduet.wire.messages import Refused
 
 FAILURES = "failures.log"  # in the site's folder, with tracebacks; may quote records
 _log = logging.getLogger(__name__)

@@ -14,21 +14,20 @@ import pydantic
 import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.config import GeneratorConfig, SiteConfig
+from fedduet.clients.vault.dispatch import AnyVault, ask
+from fedduet.clients.vault.release.policy import Policy
+from fedduet.clients.vault.release.privacy_unit import check_unit
+from fedduet.conf.check import ConfigError, Section, check
+from fedduet.lm.models.load import check_model_folder
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.tasks.data.load import check_data
+from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
+from fedduet.wire.body import from_body, to_body
+from fedduet.wire.codec import LARGEST, WireError
+from fedduet.wire.messages import Refused
 from starlette.concurrency import run_in_threadpool
-
-from clients.vault.answering.methods import AnswersConfig
-from clients.vault.config import GeneratorConfig, SiteConfig
-from clients.vault.dispatch import AnyVault, ask
-from clients.vault.release.policy import Policy
-from clients.vault.release.privacy_unit import check_unit
-from conf.check import ConfigError, Section, check
-from lm.models.load import check_model_folder
-from lm.training.classify import SLMConfig
-from tasks.data.load import check_data
-from tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
-from wire.body import from_body, to_body
-from wire.codec import LARGEST, WireError
-from wire.messages import Refused
 
 BODY = "application/x-fedduet"
 MOST = 2 * LARGEST  # bytes of a request: its JSON, and weights as large again [O]

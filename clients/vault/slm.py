@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from clients.vault.release.policy import PolicyError
-from lm.models.load import load_classifier, load_tokenizer
-from lm.models.save import save_model, set_trainable_arrays, trainable_arrays
-from lm.randomness import derive
-from lm.training.classify import Examples, SLMConfig, planned_training_steps, predict_probabilities, prepare_classifier, train_classifier
-from tasks.builtin.standin import resolve
-from tasks.task import Record, Split
-from wire.codec import Arrays
-from wire.messages import Learn
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.lm.models.load import load_classifier, load_tokenizer
+from fedduet.lm.models.save import save_model, set_trainable_arrays, trainable_arrays
+from fedduet.lm.randomness import derive
+from fedduet.lm.training.classify import (
+    Examples,
+    SLMConfig,
+    planned_training_steps,
+    predict_probabilities,
+    prepare_classifier,
+    train_classifier,
+)
+from fedduet.tasks.builtin.standin import resolve
+from fedduet.tasks.task import Record, Split
+from fedduet.wire.codec import Arrays
+from fedduet.wire.messages import Learn
 
 
 def examples(records: Sequence[Record]) -> Examples:

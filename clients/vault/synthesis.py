@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.vault.config import GeneratorConfig
-from lm.decoding.sample import sample_texts
-from lm.dp.dpsgd import TrainReport, prepare_generator, train_generator
-from lm.models.load import load_causal_lm, load_tokenizer, merged
-from lm.models.save import keep_trained
-from lm.randomness import NoiseSource, derive
-from lm.text.rules import Rules, control_heads, filter_texts
-from tasks.builtin.standin import resolve
-from tasks.task import Record, Task
-from wire.messages import LabelledTexts
+from fedduet.clients.vault.config import GeneratorConfig
+from fedduet.lm.decoding.sample import sample_texts
+from fedduet.lm.dp.dpsgd import TrainReport, prepare_generator, train_generator
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer, merged
+from fedduet.lm.models.save import keep_trained
+from fedduet.lm.randomness import NoiseSource, derive
+from fedduet.lm.text.rules import Rules, control_heads, filter_texts
+from fedduet.tasks.builtin.standin import resolve
+from fedduet.tasks.task import Record, Task
+from fedduet.wire.messages import LabelledTexts
 
 
 def write_demonstrations(

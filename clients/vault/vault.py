@@ -12,26 +12,25 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-
-from clients.vault import feedback
-from clients.vault.budget.ledger import Charge, Ledger, LedgerError
-from clients.vault.cards import write_generator_card, write_slm_card
-from clients.vault.config import SiteConfig
-from clients.vault.refusing import refusing
-from clients.vault.release import policy as rules
-from clients.vault.release.policy import PolicyError
-from clients.vault.release.privacy_unit import owners_of
-from clients.vault.release.releases import Releases, write_once
-from clients.vault.slm import SLM
-from clients.vault.synthesis import write_demonstrations
-from lm.dp.accounting import BudgetError, Event, compose
-from lm.dp.dpsgd import planned_steps
-from lm.models.card import add_metric
-from lm.randomness import NoiseSource, SecureNoise, SeededNoise
-from tasks.data.load import build_task, load_client, load_pooled
-from tasks.task import Split
-from wire.codec import Arrays
-from wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Score, Scored, Synthesize, Synthesized
+from fedduet.clients.vault import feedback
+from fedduet.clients.vault.budget.ledger import Charge, Ledger, LedgerError
+from fedduet.clients.vault.cards import write_generator_card, write_slm_card
+from fedduet.clients.vault.config import SiteConfig
+from fedduet.clients.vault.refusing import refusing
+from fedduet.clients.vault.release import policy as rules
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.clients.vault.release.privacy_unit import owners_of
+from fedduet.clients.vault.release.releases import Releases, write_once
+from fedduet.clients.vault.slm import SLM
+from fedduet.clients.vault.synthesis import write_demonstrations
+from fedduet.lm.dp.accounting import BudgetError, Event, compose
+from fedduet.lm.dp.dpsgd import planned_steps
+from fedduet.lm.models.card import add_metric
+from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise
+from fedduet.tasks.data.load import build_task, load_client, load_pooled
+from fedduet.tasks.task import Split
+from fedduet.wire.codec import Arrays
+from fedduet.wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Score, Scored, Synthesize, Synthesized
 
 
 class Vault:

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedduet.lm.models.batch import by_length, encode_document
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.text.embed import hashed_embeddings
+from fedduet.lm.text.words import shingles, units
+from fedduet.lm.training.causal import train_causal
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.tune import answer_logprobs
 from scipy import stats
-
-from lm.models.batch import by_length, encode_document
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.text.embed import hashed_embeddings
-from lm.text.words import shingles, units
-from lm.training.causal import train_causal
-from lm.training.classify import SLMConfig
-from lm.training.tune import answer_logprobs
 
 # --- How well scores tell members from others --------------------------------------------------------------------------
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedduet.lm.dp.accounting import Event, compose
+from fedduet.lm.dp.clipped_sums import ClippedSum, Engine, LossBatch, vmap_engine
+from fedduet.lm.models.batch import Encoded
+from fedduet.lm.models.load import trainable
 from scipy import stats
-
-from lm.dp.accounting import Event, compose
-from lm.dp.clipped_sums import ClippedSum, Engine, LossBatch, vmap_engine
-from lm.models.batch import Encoded
-from lm.models.load import trainable
 
 CONFIDENCE = 0.95
 

@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-
-from lm.decoding.draw import draw, uniforms
-from lm.decoding.stepper import Continuous, Stepper
-from lm.models.batch import pad
+from fedduet.lm.decoding.draw import draw, uniforms
+from fedduet.lm.decoding.stepper import Continuous, Stepper
+from fedduet.lm.models.batch import pad
 
 NOT_NUMBERS = "the model's logits are not numbers; try precision fp32"
 SLACK = 32  # columns of a cache beside those that its rows need, so that it moves to its beginning only so often [O]

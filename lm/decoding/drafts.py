@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-
-from lm.decoding.decode import NOT_NUMBERS, Answer, Ask
-from lm.decoding.draw import draw
-from lm.decoding.stepper import Stepper
-from lm.models.batch import by_length, pad
+from fedduet.lm.decoding.decode import NOT_NUMBERS, Answer, Ask
+from fedduet.lm.decoding.draw import draw
+from fedduet.lm.decoding.stepper import Stepper
+from fedduet.lm.models.batch import by_length, pad
 
 LENGTH = 8  # tokens in a draft [O]
 Rest = Literal["none", "base"]  # what is made of the tokens that a far LLM does not list
@@ -256,7 +255,7 @@ def _settings(live: Sequence[_Row], device: torch.device) -> tuple[torch.Tensor,
 
 
 def _law(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Probabilities [B, V] that `lm.decoding.draw.draw` draws from; all on the likeliest token at temperature 0."""
+    """Probabilities [B, V] that `fedduet.lm.decoding.draw.draw` draws from; all on the likeliest token at temperature 0."""
     greedy = temperature == 0
     law = torch.softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
     if bool((top_p < 1).any()):

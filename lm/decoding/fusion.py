@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fedduet.lm.decoding.llama import affords_copies, is_plain_llama
+from fedduet.lm.decoding.stepper import AnyStepper, Stepper, stepper
 from peft import PeftModel
-
-from lm.decoding.llama import affords_copies, is_plain_llama
-from lm.decoding.stepper import AnyStepper, Stepper, stepper
 
 
 class FusedStepper:
-    """A `lm.decoding.stepper.Stepper` whose logits are the sum of `weights[name] * logits of members[name]`.
+    """A `fedduet.lm.decoding.stepper.Stepper` whose logits are the sum of `weights[name] * logits of members[name]`.
 
     Raw logits are added, as Proxy-Tuning does (Liu et al. 2024, eq. 1); log-probabilities would differ from them by a number per row,
     which no softmax sees. `processed` counts the positions that each member has computed since the stepper was made, pads not among
@@ -105,7 +104,7 @@ def _two(tuned: Stepper, base: Stepper) -> SLMPair:
 
 
 class AdapterDifference:
-    """A `lm.decoding.stepper.Stepper` whose logits are those with the adapter less those without it, both in one batch over one set of weights."""
+    """A `fedduet.lm.decoding.stepper.Stepper` whose logits are those with the adapter less those without it, both in one batch over one set of weights."""
 
     compact_at = AnyStepper.compact_at
 

@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from fedduet.lm.models.batch import positions
 from torch.nn import functional
-
-from lm.models.batch import positions
 
 ROPES = ("default", "linear", "llama3")  # rotary kinds whose angles do not depend on the sequence's length
 PARTS = {
@@ -71,7 +70,7 @@ def product(weight: torch.Tensor) -> Product:
 
 
 class LlamaStepper:
-    """A `lm.decoding.stepper.Continuous` stepper over copies of a Llama's weights. The logits agree with the model's to rounding (a test says so).
+    """A `fedduet.lm.decoding.stepper.Continuous` stepper over copies of a Llama's weights. The logits agree with the model's to rounding (a test says so).
 
     The cache is [layers, key and value, rows, heads, columns, head size]; a row's tokens stand in the columns from its start to the last.
     """

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from lm.decoding.decode import Answer, Ask, decode
-from lm.decoding.stepper import stepper
-from lm.models.batch import encode_prompt, longest
-from lm.models.precision import use_bf16
-from lm.progress import report
-from lm.randomness import derive
+from fedduet.lm.decoding.decode import Answer, Ask, decode
+from fedduet.lm.decoding.stepper import stepper
+from fedduet.lm.models.batch import encode_prompt, longest
+from fedduet.lm.models.precision import use_bf16
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import derive
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def sample_texts(
     """One continuation for each prompt, in their order; the i-th draws from the stream (seed, "sample", i).
 
     LoRA weights are folded into a copy first. Trailing spaces of prompts are dropped and leading ones of texts too, see
-    `lm.models.batch.encode_prompt`. Raises ValueError when a prompt leaves no room for `max_new_tokens` in the model's context, and
+    `fedduet.lm.models.batch.encode_prompt`. Raises ValueError when a prompt leaves no room for `max_new_tokens` in the model's context, and
     RuntimeError when the model's logits are not numbers or the device has too little memory for one text.
     """
     device = str(next(model.parameters()).device)

@@ -7,12 +7,11 @@ import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from fedduet.lm.decoding.key_value_cache import roomy_cache
+from fedduet.lm.decoding.llama import LlamaStepper, affords_copies, is_plain_llama
+from fedduet.lm.models.batch import positions
+from fedduet.lm.models.load import merged
 from peft import PeftModel
-
-from lm.decoding.key_value_cache import roomy_cache
-from lm.decoding.llama import LlamaStepper, affords_copies, is_plain_llama
-from lm.models.batch import positions
-from lm.models.load import merged
 
 
 class Stepper(Protocol):

@@ -15,12 +15,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from fedduet.lm.dp.clipped_sums import ClippedSum, Engine, LossBatch, row_losses, without_dropout
+from fedduet.lm.dp.weight_uses import Product, Seen, Use, is_known, squared_norms, uses_of
+from fedduet.lm.models.load import eager_attention, trainable
 from peft import PeftModel
 from torch import nn
-
-from lm.dp.clipped_sums import ClippedSum, Engine, LossBatch, row_losses, without_dropout
-from lm.dp.weight_uses import Product, Seen, Use, is_known, squared_norms, uses_of
-from lm.models.load import eager_attention, trainable
 
 
 class Books:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fedduet.lm.models.batch import Encoded, pad
+from fedduet.lm.models.load import eager_attention, trainable
 from torch import nn
 from torch.func import functional_call, grad, vmap
-
-from lm.models.batch import Encoded, pad
-from lm.models.load import eager_attention, trainable
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import torch
-
-from conf.check import Section
-from lm.dp.bookkeeping import book_keeping_engine
-from lm.dp.clipped_sums import ClippedSum, Engine, hooks_engine, unit_batch, vmap_engine
-from lm.models.batch import by_length, encode_document, width_multiple
-from lm.models.load import attach_lora, trainable
-from lm.models.precision import use_bf16
-from lm.progress import report
-from lm.randomness import NoiseSource
+from fedduet.conf.check import Section
+from fedduet.lm.dp.bookkeeping import book_keeping_engine
+from fedduet.lm.dp.clipped_sums import ClippedSum, Engine, hooks_engine, unit_batch, vmap_engine
+from fedduet.lm.models.batch import by_length, encode_document, width_multiple
+from fedduet.lm.models.load import attach_lora, trainable
+from fedduet.lm.models.precision import use_bf16
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import NoiseSource
 
 
 class DPConfig(Section):

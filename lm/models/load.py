@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 import transformers
+from fedduet.conf.check import ConfigError
+from fedduet.lm.randomness import generator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-from conf.check import ConfigError
-from lm.randomness import generator
 
 KEPT = 4  # public base models kept in memory by one process
 END = "<|endoftext|>"  # the end token a generator gets when its tokenizer has none

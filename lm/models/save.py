@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedduet.lm.models.load import merged, quiet, trainable
 from peft import PeftModel
-
-from lm.models.load import merged, quiet, trainable
 
 
 def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:

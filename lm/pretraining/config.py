@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-
-from lm.pretraining.corpus import Document, Source
-from lm.pretraining.export import Position
-from lm.pretraining.probe import Probe
+from fedduet.lm.pretraining.corpus import Document, Source
+from fedduet.lm.pretraining.export import Position
+from fedduet.lm.pretraining.probe import Probe
 
 PRECISIONS = ("auto", "bf16", "fp32")
 WEIGHTS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

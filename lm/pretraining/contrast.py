@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from fedduet.lm.pretraining.corpus import Document, cut_to_words
+from fedduet.lm.pretraining.probe import Probe, ProbeItem, probe_item
 from torch.nn import functional
-
-from lm.pretraining.corpus import Document, cut_to_words
-from lm.pretraining.probe import Probe, ProbeItem, probe_item
 
 SORTED_BATCHES = 16  # [O] this many batches are sorted by length together, so that few pads are computed
 GAP = "\n\n"  # between two documents, as in few-shot prompts
@@ -120,7 +119,7 @@ def _wordings(chain: Sequence[ProbeItem]) -> Iterator[tuple[str, int]]:
 
 
 def tree_scores(model, tokenizer, groups: Sequence[Sequence[tuple[str, int]]], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`lm.pretraining.probe.text_scores` of all groups' texts in order, where the texts of a group begin alike.
+    """`fedduet.lm.pretraining.probe.text_scores` of all groups' texts in order, where the texts of a group begin alike.
 
     A group is one row: a tree of its texts' tokens, in which what several begin with stands once. A token sees those on its
     way from the root and has its place in the text as position.

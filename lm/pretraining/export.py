@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fedduet.lm.pretraining.corpus import SourceCount
 from transformers import GenerationConfig
-
-from lm.pretraining.corpus import SourceCount
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
-
-from lm.pretraining.blocks import IGNORED, Blocks, encode_documents, epoch_blocks, pack
-from lm.pretraining.config import WEIGHTS, PretrainConfig, budget_fraction, contrast_weight, fingerprint, learning_rate
-from lm.pretraining.contrast import contrast_batches, contrast_items, contrast_loss
-from lm.pretraining.corpus import Corpus, Document, read_corpus
-from lm.pretraining.export import (
+from fedduet.lm.pretraining.blocks import IGNORED, Blocks, encode_documents, epoch_blocks, pack
+from fedduet.lm.pretraining.config import WEIGHTS, PretrainConfig, budget_fraction, contrast_weight, fingerprint, learning_rate
+from fedduet.lm.pretraining.contrast import contrast_batches, contrast_items, contrast_loss
+from fedduet.lm.pretraining.corpus import Corpus, Document, read_corpus
+from fedduet.lm.pretraining.export import (
     Measurement,
     Position,
     load_checkpoint,
@@ -23,8 +21,9 @@ from lm.pretraining.export import (
     save_checkpoint,
     write_folder,
 )
-from lm.pretraining.probe import probe_accuracy, probe_items
-from lm.pretraining.start import load_model, load_tokenizer
+from fedduet.lm.pretraining.probe import probe_accuracy, probe_items
+from fedduet.lm.pretraining.start import load_model, load_tokenizer
+from torch.nn import functional
 
 
 @dataclass(frozen=True)

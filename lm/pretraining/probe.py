@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from fedduet.lm.pretraining.blocks import IGNORED
+from fedduet.lm.pretraining.corpus import Document, fill_template, template_columns
 from torch.nn import functional
-
-from lm.pretraining.blocks import IGNORED
-from lm.pretraining.corpus import Document, fill_template, template_columns
 
 
 @dataclass(frozen=True)

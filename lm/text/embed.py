@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedduet.lm.models.batch import by_length, encode, pad
+from fedduet.lm.models.load import load_encoder, load_tokenizer
+from fedduet.lm.models.precision import use_bf16
+from fedduet.lm.progress import report
 from torch.nn import functional
-
-from lm.models.batch import by_length, encode, pad
-from lm.models.load import load_encoder, load_tokenizer
-from lm.models.precision import use_bf16
-from lm.progress import report
 
 
 class Embedder:

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-
-from lm.text.words import shingles, units
+from fedduet.lm.text.words import shingles, units
 
 SHINGLE = 3  # units per shingle, our choice: one word changed in twenty leaves a similarity of 15/21
 _FEW = 32  # up to so many candidate pairs are compared set by set, more by counting shared shingles of all texts at once

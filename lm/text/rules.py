@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lm.text.words import shingles, units
+from fedduet.lm.text.words import shingles, units
 
 REASONS = ("too_short", "unfinished", "repetitive", "duplicate")
 

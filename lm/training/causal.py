@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-from lm.models.batch import Encoded, encode_document, endless_by_length, longest
-from lm.models.load import attach_lora, trainable
-from lm.progress import report
-from lm.randomness import derive, numpy_generator
-from lm.training.classify import SLMConfig, schedule
-from lm.training.tune import answer_logprobs
+from fedduet.lm.models.batch import Encoded, encode_document, endless_by_length, longest
+from fedduet.lm.models.load import attach_lora, trainable
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import derive, numpy_generator
+from fedduet.lm.training.classify import SLMConfig, schedule
+from fedduet.lm.training.tune import answer_logprobs
 
 
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[Encoded]:

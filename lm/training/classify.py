@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import torch
+from fedduet.conf.check import Section
+from fedduet.lm.models.batch import by_length, encode, endless_by_length, pad, width_multiple
+from fedduet.lm.models.load import attach_lora, eager_attention, trainable
+from fedduet.lm.models.precision import use_bf16
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import derive, numpy_generator
 from torch.nn import functional
-
-from conf.check import Section
-from lm.models.batch import by_length, encode, endless_by_length, pad, width_multiple
-from lm.models.load import attach_lora, eager_attention, trainable
-from lm.models.precision import use_bf16
-from lm.progress import report
-from lm.randomness import derive, numpy_generator
 
 
 class SLMConfig(Section):

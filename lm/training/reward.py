@@ -11,13 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 import torch
+from fedduet.conf.check import ConfigError, Section
+from fedduet.lm.models.batch import Encoded, by_length, longest, pad
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer, quiet
+from fedduet.lm.training.tune import answer_logprobs
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForTokenClassification
-
-from conf.check import ConfigError, Section
-from lm.models.batch import Encoded, by_length, longest, pad
-from lm.models.load import load_causal_lm, load_tokenizer, quiet
-from lm.training.tune import answer_logprobs
 
 Word = Callable[[str, Sequence[str]], str]  # question and finished steps as text, ending where the next step begins
 State = tuple[str, tuple[str, ...]]

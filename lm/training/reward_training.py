@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fedduet.conf.check import Section
+from fedduet.lm.models.batch import endless_by_length, longest, pad
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer, quiet
+from fedduet.lm.models.save import save_model
+from fedduet.lm.progress import report
+from fedduet.lm.randomness import derive, numpy_generator
+from fedduet.lm.training.classify import schedule
+from fedduet.lm.training.reward import LIKELIHOOD, Word, lowest_likelihoods
+from fedduet.lm.training.step_labels import LabelledSolution
 from sklearn.isotonic import IsotonicRegression
 from torch.nn import functional
 from transformers import AutoModelForTokenClassification
-
-from conf.check import Section
-from lm.models.batch import endless_by_length, longest, pad
-from lm.models.load import load_causal_lm, load_tokenizer, quiet
-from lm.models.save import save_model
-from lm.progress import report
-from lm.randomness import derive, numpy_generator
-from lm.training.classify import schedule
-from lm.training.reward import LIKELIHOOD, Word, lowest_likelihoods
-from lm.training.step_labels import LabelledSolution
 
 
 class RewardTraining(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lm.randomness import derive
+from fedduet.lm.randomness import derive
 
 Write = Callable[[Sequence[str], int], list[str]]
 """Continues each prompt to the end of a solution; the number seeds the draws."""

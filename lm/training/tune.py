@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from fedduet.lm.decoding.stepper import forward
+from fedduet.lm.models.batch import Encoded, by_length, pad, positions
+from fedduet.lm.models.load import trainable
+from fedduet.lm.randomness import numpy_generator
+from fedduet.lm.training.objectives import dpo_loss, group_advantages, kl_estimate, mean_of_texts, policy_gradient_loss, preference_pairs
+from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from torch.nn import functional
-
-from lm.decoding.stepper import forward
-from lm.models.batch import Encoded, by_length, pad, positions
-from lm.models.load import trainable
-from lm.randomness import numpy_generator
-from lm.training.objectives import dpo_loss, group_advantages, kl_estimate, mean_of_texts, policy_gradient_loss, preference_pairs
-from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 
 Told = Callable[[int, int], None]  # steps done, steps in all
 

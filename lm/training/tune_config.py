@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pydantic
-
-from conf.check import Section
+from fedduet.conf.check import Section
 
 
 class PolicyConfig(Section):

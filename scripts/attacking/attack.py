@@ -14,25 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedduet.clients.vault.config import GeneratorConfig, site_settings
+from fedduet.clients.vault.release.policy import delta_for
+from fedduet.clients.vault.release.privacy_unit import check_unit, owners_of
+from fedduet.clients.vault.synthesis import write_demonstrations
+from fedduet.conf.check import ConfigError, check
+from fedduet.lm.attacks.canaries import plant
+from fedduet.lm.attacks.membership import AUC, auc, longest_runs, mean_auc, nearest_scores, reference_scores
+from fedduet.lm.randomness import SecureNoise
+from fedduet.scripts.attacking.attack_scores import MECHANISMS, membership_by_scores
+from fedduet.scripts.attacking.audit import plan, positive_numbers
+from fedduet.tasks.builtin.standin import describe, resolve
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import build_task, client_names, load_client
+from fedduet.tasks.task import Record, Split, Task
+from fedduet.wire.messages import LabelledTexts
 from rich.console import Console
 from rich.table import Table
 
-import conf
-from clients.vault.config import GeneratorConfig, site_settings
-from clients.vault.release.policy import delta_for
-from clients.vault.release.privacy_unit import check_unit, owners_of
-from clients.vault.synthesis import write_demonstrations
-from conf.check import ConfigError, check
-from lm.attacks.canaries import plant
-from lm.attacks.membership import AUC, auc, longest_runs, mean_auc, nearest_scores, reference_scores
-from lm.randomness import SecureNoise
-from scripts.attacking.attack_scores import MECHANISMS, membership_by_scores
-from scripts.attacking.audit import plan, positive_numbers
-from tasks.builtin.standin import describe, resolve
-from tasks.config import TaskConfig
-from tasks.data.load import build_task, client_names, load_client
-from tasks.task import Record, Split, Task
-from wire.messages import LabelledTexts
+from fedduet import conf
 
 
 @dataclass(frozen=True)

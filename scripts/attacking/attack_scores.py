@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from clients.simulated import simulated_site
-from clients.vault.vault import Vault
-from conf.check import ConfigError
-from lm.attacks.membership import AUC, auc
-from tasks.task import Split
-from wire.messages import LabelledTexts, Learn, Refused, Score
+from fedduet.clients.simulated import simulated_site
+from fedduet.clients.vault.vault import Vault
+from fedduet.conf.check import ConfigError
+from fedduet.lm.attacks.membership import AUC, auc
+from fedduet.tasks.task import Split
+from fedduet.wire.messages import LabelledTexts, Learn, Refused, Score
 
 MECHANISMS = ("votes", "gaussian", "none")
 

@@ -17,29 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fedduet.clients.vault.config import GeneratorConfig, site_settings
+from fedduet.clients.vault.release.policy import delta_for
+from fedduet.clients.vault.release.privacy_unit import check_unit, owners_of
+from fedduet.clients.vault.synthesis import write_demonstrations
+from fedduet.conf.check import ConfigError, check
+from fedduet.lm.attacks.membership import nearest_scores
+from fedduet.lm.attacks.one_run_audit import Audit, DiracCanaries, GradientWatcher, audit, audit_apart
+from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
+from fedduet.lm.dp.clipped_sums import loss_batch
+from fedduet.lm.dp.dpsgd import planned_steps, prepare_generator, train_generator
+from fedduet.lm.models.batch import encode_document
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.randomness import SecureNoise, derive, numpy_generator
+from fedduet.scripts.attacking.audit_scores import KINDS as SCORES
+from fedduet.scripts.attacking.audit_scores import audit_scores
+from fedduet.tasks.builtin.standin import resolve
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import build_task, client_names, load_client
+from fedduet.tasks.task import Record, Task
 from rich.console import Console
 from rich.table import Table
 
-import conf
-from clients.vault.config import GeneratorConfig, site_settings
-from clients.vault.release.policy import delta_for
-from clients.vault.release.privacy_unit import check_unit, owners_of
-from clients.vault.synthesis import write_demonstrations
-from conf.check import ConfigError, check
-from lm.attacks.membership import nearest_scores
-from lm.attacks.one_run_audit import Audit, DiracCanaries, GradientWatcher, audit, audit_apart
-from lm.dp.accounting import Event, compose, noise_multiplier_for
-from lm.dp.clipped_sums import loss_batch
-from lm.dp.dpsgd import planned_steps, prepare_generator, train_generator
-from lm.models.batch import encode_document
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.randomness import SecureNoise, derive, numpy_generator
-from scripts.attacking.audit_scores import KINDS as SCORES
-from scripts.attacking.audit_scores import audit_scores
-from tasks.builtin.standin import resolve
-from tasks.config import TaskConfig
-from tasks.data.load import build_task, client_names, load_client
-from tasks.task import Record, Task
+from fedduet import conf
 
 KINDS = {
     "worst": "white box, worst case: every canary has a coordinate of the gradient to itself",

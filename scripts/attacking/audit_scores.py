@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-
-from clients.vault import feedback
-from lm.attacks.one_run_audit import Audit, audit_apart
-from lm.dp.accounting import Event, compose, noise_multiplier_for
-from lm.randomness import SecureNoise, numpy_generator
+from fedduet.clients.vault import feedback
+from fedduet.lm.attacks.one_run_audit import Audit, audit_apart
+from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
+from fedduet.lm.randomness import SecureNoise, numpy_generator
 
 KINDS = {
     "votes": "black box, worst case: scores by votes of texts that are the canaries' own",

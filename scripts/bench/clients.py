@@ -9,11 +9,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from fedduet.lm.pretraining.start import train_tokenizer
+from fedduet.scripts.bench.paired import Figure
+from fedduet.tasks.builtin.world import public_documents
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from lm.pretraining.start import train_tokenizer
-from scripts.bench.paired import Figure
-from tasks.builtin.world import public_documents
 
 FEW, MANY = 64, 1000
 SETTINGS = [
@@ -30,12 +29,12 @@ SETTINGS = [
 ]
 CODE = """
 import json, sys
-from scripts.launching.environment import prepare
+from fedduet.scripts.launching.environment import prepare
 prepare()
-import conf
-from scripts.launching.launch import launch
+from fedduet import conf
+from fedduet.scripts.launching.launch import launch
 summary = launch(conf.compose(json.loads(sys.argv[1])))
-from scripts.bench.dp import high_water
+from fedduet.scripts.bench.dp import high_water
 print(json.dumps([summary["seconds"], high_water()]))
 """
 

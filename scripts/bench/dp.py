@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fedduet.lm.dp.clipped_sums import ClippedSum, LossBatch, row_losses
+from fedduet.lm.dp.dpsgd import ENGINES, DPConfig, prepare_generator, set_noisy_gradients
+from fedduet.lm.models.load import eager_attention, trainable
+from fedduet.lm.models.precision import use_bf16
+from fedduet.lm.randomness import SecureNoise
+from fedduet.scripts.bench.paired import Figure, device, ratio, take_turns
+from fedduet.scripts.bench.shapes import random_llama
 from torch import nn
-
-from lm.dp.clipped_sums import ClippedSum, LossBatch, row_losses
-from lm.dp.dpsgd import ENGINES, DPConfig, prepare_generator, set_noisy_gradients
-from lm.models.load import eager_attention, trainable
-from lm.models.precision import use_bf16
-from lm.randomness import SecureNoise
-from scripts.bench.paired import Figure, device, ratio, take_turns
-from scripts.bench.shapes import random_llama
 
 ROWS, TOKENS = 8, 128
 NAMES = {"ours": "book_keeping", "vmap": "vmap", "Opacus hooks": "hooks"}
@@ -100,7 +99,7 @@ def ghost(model: Any, rows: LossBatch, bf16: bool, stack: ExitStack) -> Callable
 
 def peak_bytes(shape: str, method: str, name: str) -> int:
     """Highest memory of a process that does two steps, in bytes."""
-    code = f"from scripts.bench.dp import report_peak; report_peak({shape!r}, {method!r}, {name!r})"
+    code = f"from fedduet.scripts.bench.dp import report_peak; report_peak({shape!r}, {method!r}, {name!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 

@@ -7,13 +7,12 @@ import statistics
 from typing import Any
 
 import torch
-
-from lm.decoding.decode import Ask, decode
-from lm.decoding.stepper import stepper
-from lm.models.precision import use_bf16
-from scripts.bench.machine import memory_rate
-from scripts.bench.paired import Figure, device, ratio, take_turns
-from scripts.bench.shapes import SHAPES, random_llama
+from fedduet.lm.decoding.decode import Ask, decode
+from fedduet.lm.decoding.stepper import stepper
+from fedduet.lm.models.precision import use_bf16
+from fedduet.scripts.bench.machine import memory_rate
+from fedduet.scripts.bench.paired import Figure, device, ratio, take_turns
+from fedduet.scripts.bench.shapes import SHAPES, random_llama
 
 BATCH, PROMPT = 32, 32
 

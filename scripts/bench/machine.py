@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 
 import torch
-
-from scripts.bench.paired import Figure, device, take_turns
+from fedduet.scripts.bench.paired import Figure, device, take_turns
 
 SIZE = 2048
 

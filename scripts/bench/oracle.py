@@ -1,4 +1,4 @@
-"""How often an oracle classifier agrees with the labels that generated texts carry: `python -m scripts.bench.oracle RUN ...`.
+"""How often an oracle classifier agrees with the labels that generated texts carry: `python -m fedduet.scripts.bench.oracle RUN ...`.
 
 The oracle (TF-IDF over words and word pairs, logistic regression) is trained on all labelled training rows of the run's own domains, many
 times what the clients have; it measures and chooses nothing. Its own test accuracy bounds what agreement can mean.
@@ -31,7 +31,7 @@ def read(file: Path, clients: list[str], columns: dict[str, str]) -> tuple[list[
 
 def main(argv: list[str] | None = None) -> int:
     """Print agreement by artefact and phase, over all sites."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.oracle", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.bench.oracle", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one task")
     arguments = parser.parse_args(argv)
     task = yaml.safe_load((arguments.runs[0] / "config.yaml").read_text())["task"]

@@ -13,16 +13,15 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from fedduet.scripts.bench.paired import Figure, ratio, take_turns
+from fedduet.scripts.deploy.demo import configured, write_data
+from fedduet.scripts.deploy.federation import BIN, SITES, Processes, site_file
 
-from scripts.bench.paired import Figure, ratio, take_turns
-from scripts.deploy.demo import configured, write_data
-from scripts.deploy.federation import BIN, SITES, Processes, site_file
-
-COURIER = "import clients.app, sys; from clients.courier import ask_remote; from wire.messages import {kind}; "
+COURIER = "import fedduet.clients.app, sys; from fedduet.clients.courier import ask_remote; from fedduet.wire.messages import {kind}; "
 COURIER += "print(type(ask_remote(sys.argv[1], {kind}(*sys.argv[2:]))[0]).__name__)"
-STOCK = "import sys; from pathlib import Path; from clients.vault.service import read_site; from clients.vault.dispatch import ask, open_vault; "
+STOCK = "import sys; from pathlib import Path; from fedduet.clients.vault.service import read_site; from fedduet.clients.vault.dispatch import ask, open_vault; "
 STOCK += (
-    "from wire.messages import {kind}; print(type(ask(open_vault(read_site(Path(sys.argv[1]))[1]), {kind}(*sys.argv[2:]))[0]).__name__)"
+    "from fedduet.wire.messages import {kind}; print(type(ask(open_vault(read_site(Path(sys.argv[1]))[1]), {kind}(*sys.argv[2:]))[0]).__name__)"
 )
 
 

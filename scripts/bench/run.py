@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scripts.launching.environment import prepare
+from fedduet.scripts.launching.environment import prepare
 
 prepare()
 
 import torch  # noqa: E402  (threads are set before)
+from fedduet.scripts.bench.paired import Figure  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-
-from scripts.bench.paired import Figure  # noqa: E402
 
 BENCHES = ("machine", "dp", "generate", "texts", "clients", "resident")
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.benches or BENCHES:
         began = time.monotonic()
         with console.status(f"{name} ..."):
-            found = importlib.import_module(f"scripts.bench.{name}").measure(arguments.turns, arguments.small)
+            found = importlib.import_module(f"fedduet.scripts.bench.{name}").measure(arguments.turns, arguments.small)
         figures += found
         console.print(table(f"{name} ({time.monotonic() - began:.0f} s)", found, earlier))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,15 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from fedduet.clients.vault.answering.search import SearchConfig, search_many
+from fedduet.clients.vault.answering.solving import Form, Solution, State
+from fedduet.clients.vault.answering.writers import StepWriter, local_writers
+from fedduet.lm.models.load import attach_lora, trainable
+from fedduet.lm.pretraining.start import train_tokenizer
+from fedduet.scripts.bench.paired import ratio, take_turns
+from fedduet.tasks.builtin.world import public_documents
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from clients.vault.answering.search import SearchConfig, search_many
-from clients.vault.answering.solving import Form, Solution, State
-from clients.vault.answering.writers import StepWriter, local_writers
-from lm.models.load import attach_lora, trainable
-from lm.pretraining.start import train_tokenizer
-from scripts.bench.paired import ratio, take_turns
-from tasks.builtin.world import public_documents
 
 FORM = Form(prompt=lambda question, steps: "\n".join([question, *steps, ""]), answer=lambda text: text or None)
 
@@ -54,7 +53,7 @@ def random_writers(hidden: int, layers: int) -> dict[str, StepWriter]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print seconds and ratios."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.search", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.bench.search", description=__doc__)
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3, help="how often each way is timed")
     parser.add_argument("--hidden", type=int, default=128, help="width of the LLM; the SLM has half")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
+from fedduet.scripts.bench.paired import device
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from scripts.bench.paired import device
 
 SHAPES = {
     "12.5 M": {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8, "num_attention_heads": 5, "num_key_value_heads": 5}

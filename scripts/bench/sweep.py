@@ -1,4 +1,4 @@
-"""`python -m scripts.bench.sweep`: where the time of a sweep of 12 tiny jobs goes beyond the jobs' own work."""
+"""`python -m fedduet.scripts.bench.sweep`: where the time of a sweep of 12 tiny jobs goes beyond the jobs' own work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from fedduet.scripts.sweeping.plan import PLAN, RECORD
 from rich.console import Console
 from rich.table import Table
-
-from scripts.sweeping.plan import PLAN, RECORD
 
 TINY = (
     "federation=inprocess", "task.clients=[coffee,laptops]", "task.test_rows=40", "slm.max_steps=4", "generator.steps=2",
@@ -26,12 +25,12 @@ TINY = (
 
 def main() -> int:
     """Run the sweep and print the table; 1 when it failed or the overhead of a job is above `--most` seconds."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.sweep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.bench.sweep", description=__doc__)
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--most", type=float, default=1.0, help="seconds of overhead allowed for a job, on the mean")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "scripts.run", "-m", f"seed=range(0,{given.jobs})", *TINY, f"hydra.sweep.dir={folder}"]
+        command = [sys.executable, "-m", "fedduet.scripts.run", "-m", f"seed=range(0,{given.jobs})", *TINY, f"hydra.sweep.dir={folder}"]
         began = time.time()
         done = subprocess.run(command, capture_output=True, text=True)
         ended = time.time()

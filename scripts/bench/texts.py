@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+from fedduet.conf.check import check
+from fedduet.lm.text.near_copy import drop_near_copies
+from fedduet.scripts.bench.paired import Figure, take_turns
+from fedduet.server.llm.scripted import ScriptedLLM
+from fedduet.server.writing.augment import AugmentConfig, text_request
+from fedduet.server.writing.curate import Demonstration
+from fedduet.server.writing.grouping import group_by_similarity
+from fedduet.server.writing.shots import ShotQueue
+from fedduet.tasks.builtin.world import world_records
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import build_task
 
-import conf
-from conf.check import check
-from lm.text.near_copy import drop_near_copies
-from scripts.bench.paired import Figure, take_turns
-from server.llm.scripted import ScriptedLLM
-from server.writing.augment import AugmentConfig, text_request
-from server.writing.curate import Demonstration
-from server.writing.grouping import group_by_similarity
-from server.writing.shots import ShotQueue
-from tasks.builtin.world import world_records
-from tasks.config import TaskConfig
-from tasks.data.load import build_task
+from fedduet import conf
 
 
 def prompts(count: int) -> Callable[[], object]:

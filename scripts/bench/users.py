@@ -1,4 +1,4 @@
-"""`python -m scripts.bench.users`: FDKT with records and with users as the unit of privacy, on reviews of made-up writers."""
+"""`python -m fedduet.scripts.bench.users`: FDKT with records and with users as the unit of privacy, on reviews of made-up writers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fedduet.tasks.builtin.world import world_records
 from rich.console import Console
 from rich.table import Table
-
-from tasks.builtin.world import world_records
 
 CLIENTS, WRITERS = ("coffee", "tents", "laptops", "pillows"), 75
 SETTINGS = (
@@ -36,7 +35,7 @@ def write_tables(folder: Path) -> list[str]:
 
 def main() -> int:
     """Run both for every seed (4 minutes each on one core) and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.users", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.bench.users", description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/users"))
     given = parser.parse_args()
@@ -47,7 +46,7 @@ def main() -> int:
         for unit in ("record", "user"):
             run = given.folder / f"{unit}-{seed}"
             asked = [*SETTINGS, *files, f"privacy.policy.unit={unit}", f"seed={seed}", f"run.folder={run}"]
-            subprocess.run([sys.executable, "-m", "scripts.run", *asked], check=True)
+            subprocess.run([sys.executable, "-m", "fedduet.scripts.run", *asked], check=True)
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             receipt, accuracy = next(iter(summary["receipts"].values())), summary["accuracy"]
             figures = (f"{accuracy['local']:.3f}", f"{accuracy['fdkt']:.3f}", str(receipt["records"]), f"{receipt['sample_rate']:.3f}")

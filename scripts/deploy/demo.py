@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.launching.environment import prepare
+from fedduet.scripts.launching.environment import prepare
 
 os.environ["OMP_NUM_THREADS"] = "1"  # everywhere the same: sums of floats depend on the number of threads
 prepare()
 
+from fedduet.scripts.deploy.federation import SITES, Federation, Stopped  # noqa: E402
+from fedduet.scripts.deploy.namespaces import Namespaces  # noqa: E402
+
 import conf  # noqa: E402
-from scripts.deploy.federation import SITES, Federation, Stopped  # noqa: E402
-from scripts.deploy.namespaces import Namespaces  # noqa: E402
 
 SMALL = [
     "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
@@ -40,7 +41,7 @@ NO_NAMESPACES = "all sites share the machine's network: namespaces need root and
 
 def write_data(folder: Path) -> dict[str, str]:
     """A private CSV for each site, from the built-in world."""
-    from tasks.builtin.world import LABELS, world_records
+    from fedduet.tasks.builtin.world import LABELS, world_records
 
     files = {}
     for site in SITES:
@@ -81,7 +82,7 @@ def configured(folder: Path, name: str, files: Mapping[str, str], overrides: Seq
 
 def main() -> int:
     """0 when everything held; what did not is said."""
-    from scripts.launching.launch import launch
+    from fedduet.scripts.launching.launch import launch
 
     folder = Path("runs/deploy-demo").absolute()
     shutil.rmtree(folder, ignore_errors=True)

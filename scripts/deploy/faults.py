@@ -1,4 +1,4 @@
-"""`python -m scripts.deploy.faults`: every part of a deployment is killed before, during and after its phase; the run ends all the same.
+"""`python -m fedduet.scripts.deploy.faults`: every part of a deployment is killed before, during and after its phase; the run ends all the same.
 
 Over one federation of real processes (scripts/deploy/federation.py), with the LLM behind its own endpoint: for each cell of the matrix
 a run is submitted, the part gets SIGKILL and is started again as a supervisor would, and the run is submitted again with the same folder
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-
-from scripts.deploy.demo import configured, write_data
-from scripts.deploy.federation import BIN, SITES, Federation, Stopped, free_port, listening
-from scripts.launching.environment import prepare
+from fedduet.scripts.deploy.demo import configured, write_data
+from fedduet.scripts.deploy.federation import BIN, SITES, Federation, Stopped, free_port, listening
+from fedduet.scripts.launching.environment import prepare
 
 PARTS = {"vault": "synthesize-0", "supernode": "synthesize-0", "serverapp": "synthesize-0", "superlink": "synthesize-0", "llm": "augment-0"}
 WHEN = ("before", "during", "after")

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from fedduet.scripts.deploy.keys import make_keys
+from fedduet.scripts.deploy.namespaces import Namespaces
+from fedduet.scripts.launching.environment import SETTINGS
 
-import conf
-from scripts.deploy.keys import make_keys
-from scripts.deploy.namespaces import Namespaces
-from scripts.launching.environment import SETTINGS
+from fedduet import conf
 
 SITES = ("coffee", "laptops", "tents")
 REPOSITORY = conf.FOLDER.parent
@@ -240,7 +240,7 @@ def listening(port: int) -> bool:
 
 def site_file(config: Mapping[str, Any], site: str, folder: Path, place: Path) -> dict[str, Any]:
     """The site's own YAML: what the run assumes of sites, but written down here, by the site."""
-    from tasks.builtin.standin import resolve
+    from fedduet.tasks.builtin.standin import resolve
 
     policy = dict(config["privacy"]["policy"]) | {"share_scores": "private", "epsilon_total": 8.0}
     found = {"client": site, "folder": str(folder / "state"), "socket": str(place), "task": dict(config["task"]), "policy": policy}

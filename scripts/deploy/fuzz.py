@@ -1,4 +1,4 @@
-"""`python -m scripts.deploy.fuzz [N]`: malformed requests against a vault and a gateway, in processes of their own; 10,000 each by default.
+"""`python -m fedduet.scripts.deploy.fuzz [N]`: malformed requests against a vault and a gateway, in processes of their own; 10,000 each by default.
 
 Ends with 0 only when both still answer, none of the requests got anything but a refusal, their memory did not grow by more than 64 MiB,
 and a body of 2 GiB was turned away by both without being read.
@@ -19,11 +19,10 @@ from typing import Any
 
 import httpx
 import yaml
-
-from scripts.deploy.demo import configured, write_data
-from scripts.deploy.federation import BIN, SITES, Processes, Stopped, free_port, listening, site_file
-from wire.body import to_body
-from wire.messages import Evaluate, Introduce, LabelledTexts, Score
+from fedduet.scripts.deploy.demo import configured, write_data
+from fedduet.scripts.deploy.federation import BIN, SITES, Processes, Stopped, free_port, listening, site_file
+from fedduet.wire.body import to_body
+from fedduet.wire.messages import Evaluate, Introduce, LabelledTexts, Score
 
 GROWTH = 64 * 2**20  # bytes a process may grow by
 KEY = "fuzz-key-of-thirty-two-characters!"

@@ -1,4 +1,4 @@
-"""Certificates of a SuperLink and keys of SuperNodes: `python -m scripts.deploy.keys --out keys --host NAME --node north ...`."""
+"""Certificates of a SuperLink and keys of SuperNodes: `python -m fedduet.scripts.deploy.keys --out keys --host NAME --node north ...`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _write(file: Path, content: bytes, mode: int) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Make what is missing; 2 for input that cannot work."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.deploy.keys", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.deploy.keys", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder, made with mode 700")
     parser.add_argument("--host", action="append", default=[], help="name or address under which the SuperLink is reached; repeatable")
     parser.add_argument("--node", action="append", default=[], help="name of a SuperNode; repeatable")

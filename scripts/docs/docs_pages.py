@@ -13,22 +13,22 @@ sys.path.insert(0, str(ROOT))  # mkdocs does not put the repository on the path
 CODE = {  # page: title and modules
     "strategies": (
         "Strategies and moves",
-        ["strategies.run.moves", "strategies.fdkt", "strategies.crosslm", "strategies.gboost", "strategies.custom"],
+        ["fedduet.strategies.run.moves", "fedduet.strategies.fdkt", "fedduet.strategies.crosslm", "fedduet.strategies.gboost", "fedduet.strategies.custom"],
     ),
     "vault": (
         "Vault",
         [
-            "clients.vault.vault",
-            "clients.vault.budget.ledger",
-            "clients.vault.release.policy",
-            "clients.vault.config",
-            "clients.vault.answering.search",
+            "fedduet.clients.vault.vault",
+            "fedduet.clients.vault.budget.ledger",
+            "fedduet.clients.vault.release.policy",
+            "fedduet.clients.vault.config",
+            "fedduet.clients.vault.answering.search",
         ],
     ),
-    "models": ("Models", ["lm.dp.dpsgd", "lm.dp.accounting", "lm.training.classify", "lm.training.causal", "lm.decoding.fusion"]),
-    "tasks": ("Tasks", ["tasks.config", "tasks.task", "tasks.data.questions", "tasks.reasoning"]),
-    "engines": ("LLM engines", ["server.llm.base", "server.llm.config", "server.writing.curate", "server.writing.augment"]),
-    "messages": ("Messages", ["wire.messages"]),
+    "models": ("Models", ["fedduet.lm.dp.dpsgd", "fedduet.lm.dp.accounting", "fedduet.lm.training.classify", "fedduet.lm.training.causal", "fedduet.lm.decoding.fusion"]),
+    "tasks": ("Tasks", ["fedduet.tasks.config", "fedduet.tasks.task", "fedduet.tasks.data.questions", "fedduet.tasks.reasoning"]),
+    "engines": ("LLM engines", ["fedduet.server.llm.base", "fedduet.server.llm.config", "fedduet.server.writing.curate", "fedduet.server.writing.augment"]),
+    "messages": ("Messages", ["fedduet.wire.messages"]),
 }
 
 

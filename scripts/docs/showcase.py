@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.docs.browser import NoBrowser, chromium, opened
-from scripts.reporting.page import main as report
-from scripts.sweeping.report import main as sweep_report
+from fedduet.scripts.docs.browser import NoBrowser, chromium, opened
+from fedduet.scripts.reporting.page import main as report
+from fedduet.scripts.sweeping.report import main as sweep_report
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS = {  # name: overrides
@@ -29,23 +29,23 @@ MOST_PICTURE, MOST_PAGE = 300_000, 500_000  # bytes
 
 def main(argv: Sequence[str]) -> int:
     """A run that is finished already is not repeated. 1 when a run fails, 2 without a browser."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.docs.showcase", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.docs.showcase", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
     parser.add_argument("--only", choices=[*RUNS, "sweep"], nargs="+", default=[*RUNS, "sweep"])
     given = parser.parse_args(list(argv))
     for name in given.only:
         folder = given.runs / f"showcase-{name}"
         if name == "sweep":
-            if done := subprocess.run([sys.executable, "-m", "scripts.run", *SWEEP, f"hydra.sweep.dir={folder}"]).returncode:
+            if done := subprocess.run([sys.executable, "-m", "fedduet.scripts.run", *SWEEP, f"hydra.sweep.dir={folder}"]).returncode:
                 return done
             sweep_report([str(folder), "--out", str(DOCS / "reports" / "sweep.html")])
             continue
         if not (folder / "summary.json").is_file():
-            command = [sys.executable, "-m", "scripts.run", *RUNS[name], f"run.folder={folder}"]
+            command = [sys.executable, "-m", "fedduet.scripts.run", *RUNS[name], f"run.folder={folder}"]
             if done := subprocess.run(command).returncode:
                 return done
             if name in ASKED and (
-                done := subprocess.run([sys.executable, "-m", "scripts.run", "ask", str(folder), *ASKED[name]]).returncode
+                done := subprocess.run([sys.executable, "-m", "fedduet.scripts.run", "ask", str(folder), *ASKED[name]]).returncode
             ):
                 return done
         report([str(folder), "--out", str(DOCS / "reports" / f"{name}.html")])

@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedduet.clients.vault.config import site_settings
+from fedduet.conf.check import ConfigError, check
+from fedduet.scripts.forecasting import pilot
+from fedduet.scripts.forecasting.spend import Spend, spends
+from fedduet.scripts.forecasting.work import Rows, Work, work
+from fedduet.scripts.launching.federation import FederationConfig, check_ray
+from fedduet.scripts.launching.preflight import preflight
+from fedduet.server.app import strategy_settings, task_for
+from fedduet.tasks.builtin.standin import cache_folder
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import check_data
 from rich.console import Console
 from rich.table import Table
 
-import conf
-from clients.vault.config import site_settings
-from conf.check import ConfigError, check
-from scripts.forecasting import pilot
-from scripts.forecasting.spend import Spend, spends
-from scripts.forecasting.work import Rows, Work, work
-from scripts.launching.federation import FederationConfig, check_ray
-from scripts.launching.preflight import preflight
-from server.app import strategy_settings, task_for
-from tasks.builtin.standin import cache_folder
-from tasks.config import TaskConfig
-from tasks.data.load import check_data
+from fedduet import conf
 
 FULL_BATCHES = 1.3  # memory of a run over that of its pilots, whose batches are not full [O]
 RAY_START = 8.0  # seconds until Ray and its workers are up [O]
@@ -148,7 +148,7 @@ def _line(kind: str, small: Mapping[str, Any], large: Mapping[str, Any], less: A
 
 def main(argv: Sequence[str]) -> int:
     """`fedduet check OVERRIDES...`: 0 for a configuration that works; 2, with a sentence, for one that does not."""
-    from scripts.run import check_words
+    from fedduet.scripts.run import check_words
 
     if set(argv) & {"-h", "--help"}:
         print(f"{__doc__}\n\n  --quick   no pilots: neither time nor memory\n  --json    as JSON")

@@ -1,4 +1,4 @@
-"""Small runs of a configuration's very models, to learn what its phases cost here. `python -m scripts.forecasting.pilot FILE` runs them."""
+"""Small runs of a configuration's very models, to learn what its phases cost here. `python -m fedduet.scripts.forecasting.pilot FILE` runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.launching.environment import prepare
+from fedduet.scripts.launching.environment import prepare
 
 NAMES = {  # of a phase's beginning: its kind; the first that fits
     "synthesize": "synthesize",
@@ -40,10 +40,10 @@ def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> di
 
     `train`: rows of the largest site, `test`: of its test split.
     """
-    from clients.vault.config import site_settings
-    from lm.dp.dpsgd import planned_steps
-    from lm.training.classify import planned_training_steps
-    from server.app import strategy_settings
+    from fedduet.clients.vault.config import site_settings
+    from fedduet.lm.dp.dpsgd import planned_steps
+    from fedduet.lm.training.classify import planned_training_steps
+    from fedduet.server.app import strategy_settings
 
     def part(count: int, least: int, most: int = 10**9) -> int:
         return min(count, max(least, min(most, round(share * count))))
@@ -88,7 +88,7 @@ def measure(configs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, Any]
         asked = Path(folder) / "configs.json"
         asked.write_text(json.dumps(runs), encoding="utf-8")
         began = time.time()
-        done = subprocess.run([sys.executable, "-m", "scripts.forecasting.pilot", str(asked)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "fedduet.scripts.forecasting.pilot", str(asked)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the pilot run stopped: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
         found = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
@@ -100,14 +100,14 @@ def measure(configs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, Any]
 
 def main(file: Path) -> None:
     """Run every configuration of the JSON `file`; write `found.json` beside it: seconds by kind, LLM usage, peak memory in bytes."""
-    from scripts.launching.federation import run_inprocess
-    from scripts.launching.preflight import preflight
-    from server.app import build_app
+    from fedduet.scripts.launching.federation import run_inprocess
+    from fedduet.scripts.launching.preflight import preflight
+    from fedduet.server.app import build_app
 
     runs, ready, cpu = [], 0.0, 0.0
     for config in json.loads(file.read_text(encoding="utf-8")):
         names = preflight(config)
-        from clients.app import app as client_app
+        from fedduet.clients.app import app as client_app
 
         ready, cpu = ready or time.time(), cpu or time.process_time()
         run_inprocess(build_app(), client_app, config, len(names))

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.simulated import simulated_site, site_folder
-from clients.vault import feedback
-from clients.vault.budget.ledger import Ledger
-from clients.vault.config import PrivacyConfig, SiteConfig
-from clients.vault.release import policy as rules
-from clients.vault.release.policy import PolicyError
-from conf.check import ConfigError
-from lm.dp.accounting import BudgetError, Event, compose
-from lm.dp.dpsgd import planned_steps
-from strategies.config import CrossLMConfig, FDKTConfig
-from wire.messages import Synthesize
+from fedduet.clients.simulated import simulated_site, site_folder
+from fedduet.clients.vault import feedback
+from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.clients.vault.config import PrivacyConfig, SiteConfig
+from fedduet.clients.vault.release import policy as rules
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.conf.check import ConfigError
+from fedduet.lm.dp.accounting import BudgetError, Event, compose
+from fedduet.lm.dp.dpsgd import planned_steps
+from fedduet.strategies.config import CrossLMConfig, FDKTConfig
+from fedduet.wire.messages import Synthesize
 
 RUN = "check"
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clients.vault.config import site_settings
-from lm.dp.dpsgd import planned_steps
-from lm.training.classify import SLMConfig, planned_training_steps
-from server.app import strategy_settings
-from strategies.config import CrossLMConfig, FDKTConfig
+from fedduet.clients.vault.config import site_settings
+from fedduet.lm.dp.dpsgd import planned_steps
+from fedduet.lm.training.classify import SLMConfig, planned_training_steps
+from fedduet.server.app import strategy_settings
+from fedduet.strategies.config import CrossLMConfig, FDKTConfig
 
 ACCEPTED = 0.7  # share of a round's texts that the sites' scores accept, for counting ahead [O]
 

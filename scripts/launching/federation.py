@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+from fedduet.conf.check import ConfigError, Section
 
-import conf
-from conf.check import ConfigError, Section
+from fedduet import conf
 
 
 class FederationConfig(Section):
@@ -39,9 +39,8 @@ class FederationConfig(Section):
 
 def run_inprocess(server_app: Any, client_app: Any, config: Mapping[str, Any], nodes: int) -> None:
     """Server and clients in this process, one after another. Raises what the ServerApp raises."""
+    from fedduet.scripts.launching.inprocess import InProcessGrid
     from flwr.app import Context, RecordDict
-
-    from scripts.launching.inprocess import InProcessGrid
 
     run_config = {"config": conf.dump(config)}
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import conf
-from conf.check import RunFailed, check
-from scripts.ask import keep_a_search
-from scripts.launching.federation import FederationConfig, check_ray, ray_backend, run_inprocess, run_simulation
-from scripts.launching.preflight import preflight
-from scripts.reporting import trackers
-from scripts.reporting.page import COMMAND, write_page
-from scripts.reporting.terminal import Display, print_outcome
-from server.app import build_app, run_path
-from strategies.run.run_folder import write_atomically
+from fedduet.conf.check import RunFailed, check
+from fedduet.scripts.ask import keep_a_search
+from fedduet.scripts.launching.federation import FederationConfig, check_ray, ray_backend, run_inprocess, run_simulation
+from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.reporting import trackers
+from fedduet.scripts.reporting.page import COMMAND, write_page
+from fedduet.scripts.reporting.terminal import Display, print_outcome
+from fedduet.server.app import build_app, run_path
+from fedduet.strategies.run.run_folder import write_atomically
+
+from fedduet import conf
 
 
 def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
 
 def run_apps(server_app: Any, federation: FederationConfig, config: Mapping[str, Any], nodes: int) -> None:
     """The ServerApp and the ClientApp under the configured federation."""
-    from clients.app import app as client_app
+    from fedduet.clients.app import app as client_app
 
     if federation.kind == "inprocess":
         run_inprocess(server_app, client_app, config, nodes)

@@ -6,24 +6,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from clients.vault.answering.baselines import BASELINES
-from clients.vault.answering.methods import AnswersConfig, method_of
-from clients.vault.answering.search import SearchConfig
-from clients.vault.config import PrivacyConfig, site_settings
-from clients.vault.release.privacy_unit import check_unit
-from conf.check import ConfigError, check, nearest
-from lm.models.load import check_model_folder
-from lm.training.classify import SLMConfig
-from server.app import strategy_settings, task_for
-from server.llm.config import LLMConfig
-from server.llm.load import check_llm
-from server.measuring.general import load_general
-from strategies.config import CustomConfig
-from strategies.custom import check_file
-from strategies.gboost import SEARCHES
-from tasks.builtin.standin import resolve
-from tasks.data.load import check_data
-from tasks.data.questions import QuestionsConfig, load_questions, names_of
+from fedduet.clients.vault.answering.baselines import BASELINES
+from fedduet.clients.vault.answering.methods import AnswersConfig, method_of
+from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.config import PrivacyConfig, site_settings
+from fedduet.clients.vault.release.privacy_unit import check_unit
+from fedduet.conf.check import ConfigError, check, nearest
+from fedduet.lm.models.load import check_model_folder
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.server.app import strategy_settings, task_for
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.llm.load import check_llm
+from fedduet.server.measuring.general import load_general
+from fedduet.strategies.config import CustomConfig
+from fedduet.strategies.custom import check_file
+from fedduet.strategies.gboost import SEARCHES
+from fedduet.tasks.builtin.standin import resolve
+from fedduet.tasks.data.load import check_data
+from fedduet.tasks.data.questions import QuestionsConfig, load_questions, names_of
 
 
 def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:

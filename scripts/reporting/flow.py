@@ -9,9 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scripts.reporting import charts
-from scripts.reporting.html import in_bytes, opened, picture, rows_of, table
-from strategies.run.summary import taught_by
+from fedduet.scripts.reporting import charts
+from fedduet.scripts.reporting.html import in_bytes, opened, picture, rows_of, table
+from fedduet.strategies.run.summary import taught_by
 
 SITES, CLOUD, UP, DOWN = "sites", "cloud", "up", "down"
 

@@ -62,7 +62,7 @@ def wide(inner: str, label: str) -> str:
 
 
 def picture(svg: str, label: str) -> str:
-    """An SVG of `scripts.reporting.charts` in a region of its own, so that its words stay readable on a phone; nothing for no picture."""
+    """An SVG of `fedduet.scripts.reporting.charts` in a region of its own, so that its words stay readable on a phone; nothing for no picture."""
     return wide(svg, escape(label)) if svg else ""
 
 

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import yaml
-
-from conf.check import ConfigError
-from scripts.reporting import charts
-from scripts.reporting.flow import flow
-from scripts.reporting.html import document, opened, picture, rows_of, table
-from scripts.reporting.search import searches
-from scripts.reporting.table import read_summaries
-from scripts.reporting.terminal import ORDER, interval
-from scripts.reporting.texts import label_names, samples, scores
-from strategies.run.run_folder import write_atomically
-from strategies.run.summary import taught_by
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.reporting import charts
+from fedduet.scripts.reporting.flow import flow
+from fedduet.scripts.reporting.html import document, opened, picture, rows_of, table
+from fedduet.scripts.reporting.search import searches
+from fedduet.scripts.reporting.table import read_summaries
+from fedduet.scripts.reporting.terminal import ORDER, interval
+from fedduet.scripts.reporting.texts import label_names, samples, scores
+from fedduet.strategies.run.run_folder import write_atomically
+from fedduet.strategies.run.summary import taught_by
 
 COMMAND = "command.txt"  # how a person asked for the run
 QUESTION = {

@@ -14,9 +14,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from clients.vault.answering.solving import Solution
-from scripts.reporting.html import rows_of
-from strategies.run.run_folder import write_atomically
+from fedduet.clients.vault.answering.solving import Solution
+from fedduet.scripts.reporting.html import rows_of
+from fedduet.strategies.run.run_folder import write_atomically
 
 FILE = "searches.jsonl"
 ASK = (

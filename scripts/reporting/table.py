@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from conf.check import ConfigError
-from scripts.reporting.terminal import ORDER, interval
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.reporting.terminal import ORDER, interval
 
 
 def read_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fedduet.lm import progress as lm_progress
+from fedduet.strategies.run.summary import taught_by
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy import stats
-
-from lm import progress as lm_progress
-from strategies.run.summary import taught_by
 
 ORDER = ("local", "dp_only", "zero_shot", "filtered", "fedavg", "fdkt", "crosslm", "pooled")
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from lm.text.embed import hashed_embeddings
-from scripts.reporting import charts
-from scripts.reporting.html import cards, opened, picture, rows_of, spread, table
+from fedduet.lm.text.embed import hashed_embeddings
+from fedduet.scripts.reporting import charts
+from fedduet.scripts.reporting.html import cards, opened, picture, rows_of, spread, table
 
 SAMPLES = 12  # texts of each kind on the page [O]
 SHOWN = 4  # of these, before the reader unfolds the rest [O]

@@ -14,8 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pydantic
 import yaml
-
-from conf.check import ConfigError, Section, check, nearest
+from fedduet.conf.check import ConfigError, Section, check, nearest
 
 PACKAGE = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # name in a configuration -> module
 

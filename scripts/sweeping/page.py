@@ -8,15 +8,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-
-from scripts.reporting import charts
-from scripts.reporting.html import document
-from scripts.reporting.html import picture as framed
-from scripts.reporting.html import table as html_table
-from scripts.reporting.page import MEANING
-from scripts.reporting.terminal import interval
-from scripts.sweeping.rows import Job, Row, rows, table
-from strategies.run.summary import taught_by
+from fedduet.scripts.reporting import charts
+from fedduet.scripts.reporting.html import document
+from fedduet.scripts.reporting.html import picture as framed
+from fedduet.scripts.reporting.html import table as html_table
+from fedduet.scripts.reporting.page import MEANING
+from fedduet.scripts.reporting.terminal import interval
+from fedduet.scripts.sweeping.rows import Job, Row, rows, table
+from fedduet.strategies.run.summary import taught_by
 
 
 def page(folder: Path, jobs: Sequence[Job], linked: bool = True) -> str:

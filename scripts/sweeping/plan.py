@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.check import ConfigError, RunFailed
-from strategies.run.run_folder import differing, write_atomically
+from fedduet.conf.check import ConfigError, RunFailed
+from fedduet.strategies.run.run_folder import differing, write_atomically
 
 PLAN, RECORD = "sweep.json", "job.json"
 NOT_NAMED = ("federation", "run", "tracking", "hydra")  # how and where a job runs, not what it computes

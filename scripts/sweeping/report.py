@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scripts.sweeping.page import page
-from scripts.sweeping.rows import as_markdown, read_jobs, rows, table
-from strategies.run.run_folder import write_atomically
+from fedduet.scripts.sweeping.page import page
+from fedduet.scripts.sweeping.rows import as_markdown, read_jobs, rows, table
+from fedduet.strategies.run.run_folder import write_atomically
 
 
 def conclude(folder: Path, names: Iterable[str], out: Path | None = None) -> int:

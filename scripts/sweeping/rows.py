@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.check import ConfigError
-from scripts.reporting.terminal import ORDER, interval
-from scripts.sweeping.plan import read_plan, state
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.reporting.terminal import ORDER, interval
+from fedduet.scripts.sweeping.plan import read_plan, state
 
 SEED = "seed"
 Setting = tuple[tuple[str, str], ...]  # what is swept but the seed: (key, value), in the sweep's order

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.check import ConfigError
-from server.gateway.protocol import Refused
+from fedduet.conf.check import ConfigError
+from fedduet.server.gateway.protocol import Refused
 
 LEAST_KEY = 16  # characters [O]
 

@@ -16,17 +16,16 @@ import pydantic
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
+from fedduet.conf.check import Section
+from fedduet.lm.decoding.decode import NOT_NUMBERS, Answer, Ask
+from fedduet.lm.decoding.draw import draw, uniforms
+from fedduet.lm.randomness import derive
+from fedduet.server.gateway.access import Keys, RateLimit
+from fedduet.server.gateway.protocol import LEAST_TEMPERATURE, CompletionBody, Refused, logprobs_part, read_completion, to_json, usage
+from fedduet.server.gateway.worker import Worker, Writing
+from fedduet.server.llm.tokens import decoded, decoded_after, encode, start_tokens
+from fedduet.server.llm.top_logprobs import PlaceLogprobs
 from starlette.exceptions import HTTPException
-
-from conf.check import Section
-from lm.decoding.decode import NOT_NUMBERS, Answer, Ask
-from lm.decoding.draw import draw, uniforms
-from lm.randomness import derive
-from server.gateway.access import Keys, RateLimit
-from server.gateway.protocol import LEAST_TEMPERATURE, CompletionBody, Refused, logprobs_part, read_completion, to_json, usage
-from server.gateway.worker import Worker, Writing
-from server.llm.tokens import decoded, decoded_after, encode, start_tokens
-from server.llm.top_logprobs import PlaceLogprobs
 
 log = logging.getLogger("fedduet.gateway")
 
@@ -86,7 +85,7 @@ class _Choice:
 
 
 class Gateway:
-    """Answers requests with a model of this process (a `server.llm.transformers_engine.TransformersLLM`)."""
+    """Answers requests with a model of this process (a `fedduet.server.llm.transformers_engine.TransformersLLM`)."""
 
     def __init__(self, llm: Any, keys: Keys, config: GatewayConfig = GatewayConfig()) -> None:  # noqa: B008  (frozen)
         self.name, self.context, self.config, self.keys = llm.name, llm.context, config, keys
@@ -330,7 +329,7 @@ def _safe(text: str, cut: str | None, stops: Sequence[str]) -> str:
 
 
 def _drawn(law: torch.Tensor, ask: Ask) -> int:
-    """The token that `lm.decoding.decode.decode` would draw from these log-probabilities [V]."""
+    """The token that `fedduet.lm.decoding.decode.decode` would draw from these log-probabilities [V]."""
     if ask.temperature == 0:
         return int(law.argmax())
     return int(draw(law[None], uniforms(ask.seed, 1), torch.tensor([ask.temperature]), ask.top_k, torch.tensor([ask.top_p])))

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
-
-from server.llm.top_logprobs import PlaceLogprobs
+from fedduet.server.llm.top_logprobs import PlaceLogprobs
 
 LEAST_TEMPERATURE = 1e-5  # below it the likeliest token is meant, as in vLLM
 LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say, as in OpenAI's and vLLM's answers

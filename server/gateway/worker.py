@@ -8,10 +8,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lm.decoding.decode import Answer, Ask, decode
-from lm.decoding.sample import end_tokens
-from lm.decoding.stepper import stepper
-from server.llm.top_logprobs import PlaceLogprobs, top_logprobs
+from fedduet.lm.decoding.decode import Answer, Ask, decode
+from fedduet.lm.decoding.sample import end_tokens
+from fedduet.lm.decoding.stepper import stepper
+from fedduet.server.llm.top_logprobs import PlaceLogprobs, top_logprobs
 
 
 @dataclass

@@ -9,15 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedduet.lm.decoding.llama import affords_copies
+from fedduet.lm.decoding.stepper import AnyStepper, Stepper, stepper
+from fedduet.lm.models.batch import Encoded
+from fedduet.lm.models.load import add_lora, quiet
+from fedduet.lm.training.tune import tune_examples, tune_policy
+from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.server.llm.base import Example, Progress, Prompt, Rated
 from peft import LoraConfig, PeftModel
-
-from lm.decoding.llama import affords_copies
-from lm.decoding.stepper import AnyStepper, Stepper, stepper
-from lm.models.batch import Encoded
-from lm.models.load import add_lora, quiet
-from lm.training.tune import tune_examples, tune_policy
-from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
-from server.llm.base import Example, Progress, Prompt, Rated
 
 Encode = Callable[[Prompt, str, bool], Encoded]  # prompt, what follows, whether it ended
 
@@ -69,7 +68,7 @@ class Adapters:
         seed: int,
         progress: Progress | None,
     ) -> TuneReport:
-        """See `server.llm.base.Tunes`. Texts of no tokens are left out."""
+        """See `fedduet.server.llm.base.Tunes`. Texts of no tokens are left out."""
         rows = [(encode(one.prompt, one.text, one.ended), one) for one in rated]
         rows = [(row, one) for row, one in rows if len(row.ids) > row.context]
         with _Active(self, name, config.rank, config.alpha, seed) as model:
@@ -86,7 +85,7 @@ class Adapters:
         seed: int,
         progress: Progress | None,
     ) -> TuneReport:
-        """See `server.llm.base.Tunes`."""
+        """See `fedduet.server.llm.base.Tunes`."""
         rows = [encode(one.prompt, one.answer, False) for one in examples]
         with _Active(self, name, config.rank, config.alpha, seed) as model:
             weights = [one.weight for one in examples]

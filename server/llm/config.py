@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pydantic
-
-from conf.check import Section
+from fedduet.conf.check import Section
 
 
 class LLMConfig(Section):

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from conf.check import ConfigError
-from server.llm.base import LLM
-from server.llm.config import LLMConfig
+from fedduet.conf.check import ConfigError
+from fedduet.server.llm.base import LLM
+from fedduet.server.llm.config import LLMConfig
 
 ASSUMED_CONTEXT = 8192  # of an endpoint, when llm.context is null [O]
 
@@ -23,7 +23,7 @@ def load_llm(config: LLMConfig, run_folder: Path | None = None) -> LLM:
         return _load_transformers(config)
     if config.engine == "openai":
         return _open_endpoint(config, run_folder)
-    from server.llm.scripted import ScriptedLLM, read_script
+    from fedduet.server.llm.scripted import ScriptedLLM, read_script
 
     script = Path(str(config.script)).expanduser()
     form = "completion" if config.form == "auto" else config.form
@@ -34,7 +34,7 @@ def load_llm(config: LLMConfig, run_folder: Path | None = None) -> LLM:
 def check_llm(config: LLMConfig) -> None:
     """Raises ConfigError for what can be seen without loading weights: folders, the key's variable, the device, the script."""
     if config.engine == "transformers":
-        from lm.models.load import check_model_folder
+        from fedduet.lm.models.load import check_model_folder
 
         check_model_folder(str(config.path), "llm.path", causal=True)
         _device(config.device)
@@ -44,13 +44,13 @@ def check_llm(config: LLMConfig) -> None:
         if config.tokenizer:
             _check_tokenizer_folder(config.tokenizer)
     else:
-        from server.llm.scripted import read_script
+        from fedduet.server.llm.scripted import read_script
 
         read_script(Path(str(config.script)).expanduser())
 
 
 def _check_tokenizer_folder(path: str) -> None:
-    from lm.models.load import is_folder
+    from fedduet.lm.models.load import is_folder
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
     if is_folder(path) and not any((Path(path).expanduser() / name).is_file() for name in names):
@@ -87,10 +87,9 @@ def _dtype(precision: str, device: Any) -> Any:
 
 
 def _load_transformers(config: LLMConfig) -> LLM:
+    from fedduet.lm.models.load import is_folder, load_tokenizer, quiet
+    from fedduet.server.llm.transformers_engine import TransformersLLM
     from transformers import AutoModelForCausalLM
-
-    from lm.models.load import is_folder, load_tokenizer, quiet
-    from server.llm.transformers_engine import TransformersLLM
 
     path = str(Path(str(config.path)).expanduser()) if is_folder(str(config.path)) else str(config.path)
     device = _device(config.device)
@@ -98,7 +97,7 @@ def _load_transformers(config: LLMConfig) -> LLM:
         tokenizer = load_tokenizer(path)
         if config.form == "chat" and not tokenizer.chat_template:
             raise ConfigError(f"llm.form: found chat, but the tokenizer of {path} has no chat template; use auto or completion")
-        with quiet():  # not lm.models.load.load_causal_lm: it keeps a second copy in memory, and this model may be large
+        with quiet():  # not fedduet.lm.models.load.load_causal_lm: it keeps a second copy in memory, and this model may be large
             model, report = AutoModelForCausalLM.from_pretrained(
                 path, dtype=_dtype(config.precision, device), use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -135,14 +134,14 @@ def _context(config: LLMConfig, model: Any, tokenizer: Any) -> int:
 
 
 def _open_endpoint(config: LLMConfig, run_folder: Path | None) -> LLM:
-    from server.llm.openai_engine import Endpoint, OpenAILLM
-    from server.llm.response_cache import ResponseCache
+    from fedduet.server.llm.openai_engine import Endpoint, OpenAILLM
+    from fedduet.server.llm.response_cache import ResponseCache
 
     tokenizer = None
     if config.tokenizer:
         from transformers import AutoTokenizer
 
-        try:  # not lm.models.load.load_tokenizer: it wants a whole model folder
+        try:  # not fedduet.lm.models.load.load_tokenizer: it wants a whole model folder
             tokenizer = AutoTokenizer.from_pretrained(Path(config.tokenizer).expanduser(), trust_remote_code=False)
         except (OSError, ValueError) as failure:
             raise ConfigError(f"llm.tokenizer: {config.tokenizer} cannot be loaded: {failure}") from failure

@@ -16,9 +16,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-
-from server.llm.base import Completion, Progress, Request
-from server.llm.response_cache import ResponseCache
+from fedduet.server.llm.base import Completion, Progress, Request
+from fedduet.server.llm.response_cache import ResponseCache
 
 LONGEST_BACKOFF = 30.0  # seconds [O]
 LONGEST_RETRY_AFTER = 600.0  # seconds; an endpoint that asks for more gets an error instead of a run that stands still [O]

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from conf.check import ConfigError
+from fedduet.conf.check import ConfigError
 
 
 class ResponseCache:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
-
-from conf.check import ConfigError
-from server.llm.base import Completion, Progress, Request
+from fedduet.conf.check import ConfigError
+from fedduet.server.llm.base import Completion, Progress, Request
 
 Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str | Sequence[str]]
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from lm.decoding.stepper import forward
-from lm.models.batch import by_length, pad, positions
+from fedduet.lm.decoding.stepper import forward
+from fedduet.lm.models.batch import by_length, pad, positions
 
 LOGITS_BYTES = 256 * 2**20  # at most this much of float32 logits at once, unless one row alone has more [O]
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from lm.decoding.decode import Answer, Ask, decode
-from lm.decoding.sample import end_tokens
-from lm.decoding.stepper import forward
-from lm.models.batch import Encoded, by_length, pad, positions
-from lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
-from server.llm.adapters import Adapters
-from server.llm.base import Completion, Example, Progress, Prompt, Rated, Request
-from server.llm.tokens import decoded, decoded_after, encode, start_tokens
+from fedduet.lm.decoding.decode import Answer, Ask, decode
+from fedduet.lm.decoding.sample import end_tokens
+from fedduet.lm.decoding.stepper import forward
+from fedduet.lm.models.batch import Encoded, by_length, pad, positions
+from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.server.llm.adapters import Adapters
+from fedduet.server.llm.base import Completion, Example, Progress, Prompt, Rated, Request
+from fedduet.server.llm.tokens import decoded, decoded_after, encode, start_tokens
 
 KEPT_TOKENS = 128  # of a text on which tuning shall change nothing [O]
 LOGITS_BYTES = 256 * 2**20  # scoring holds at most this much of float32 logits at once [O]

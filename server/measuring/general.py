@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
-
-from conf.check import ConfigError, Section
-from lm.randomness import numpy_generator
-from lm.text.words import cut_to_tokens
-from server.llm.base import LLM, ScoresText
-from tasks.builtin.world import public_documents
+from fedduet.conf.check import ConfigError, Section
+from fedduet.lm.randomness import numpy_generator
+from fedduet.lm.text.words import cut_to_tokens
+from fedduet.server.llm.base import LLM, ScoresText
+from fedduet.tasks.builtin.world import public_documents
 
 BUILTIN = "builtin:world"
 CHOICES = 4  # of a continuation question [O]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from conf.check import ConfigError
-from lm.randomness import numpy_generator
-from tasks.config import TaskConfig
-from tasks.data.load import client_names, load_client
-from tasks.task import Split
+from fedduet.conf.check import ConfigError
+from fedduet.lm.randomness import numpy_generator
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import client_names, load_client
+from fedduet.tasks.task import Split
 
 SIMULATIONS = ("inprocess", "simulation")
 

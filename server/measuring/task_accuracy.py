@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from conf.check import ConfigError
-from lm.text.words import cut_to_tokens
-from server.llm.base import LLM, ChatTurn, Example, Progress, Prompt, ScoresText
-from strategies.run.moves import Texts
-from tasks.task import Record, Task
-from tasks.wording.prompts import task_answer, task_prompt
+from fedduet.conf.check import ConfigError
+from fedduet.lm.text.words import cut_to_tokens
+from fedduet.server.llm.base import LLM, ChatTurn, Example, Progress, Prompt, ScoresText
+from fedduet.strategies.run.moves import Texts
+from fedduet.tasks.task import Record, Task
+from fedduet.tasks.wording.prompts import task_answer, task_prompt
 
 ROOM = 16  # tokens left for the label and what a chat template adds [O]
 

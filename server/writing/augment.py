@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import pydantic
-
-from conf.check import ConfigError, Section
-from lm.randomness import derive
-from lm.text.near_copy import drop_near_copies
-from lm.text.rules import Rules, control_heads, filter_texts
-from lm.text.words import cut_to_tokens
-from server.llm.base import LLM, ChatTurn, Completion, Progress, Request
-from server.writing.curate import Demonstration
-from server.writing.likelihood import can_judge_by_likelihood, label_likelihoods, layout, least_posterior
-from server.writing.shots import ShotQueue
-from tasks.task import Record, Task
-from tasks.wording.prompts import STOP, augment_prompt, parse_generated
+from fedduet.conf.check import ConfigError, Section
+from fedduet.lm.randomness import derive
+from fedduet.lm.text.near_copy import drop_near_copies
+from fedduet.lm.text.rules import Rules, control_heads, filter_texts
+from fedduet.lm.text.words import cut_to_tokens
+from fedduet.server.llm.base import LLM, ChatTurn, Completion, Progress, Request
+from fedduet.server.writing.curate import Demonstration
+from fedduet.server.writing.likelihood import can_judge_by_likelihood, label_likelihoods, layout, least_posterior
+from fedduet.server.writing.shots import ShotQueue
+from fedduet.tasks.task import Record, Task
+from fedduet.tasks.wording.prompts import STOP, augment_prompt, parse_generated
 
 
 class AugmentConfig(Section):

@@ -13,16 +13,15 @@ from typing import Literal
 
 import numpy as np
 import pydantic
-
-from conf.check import ConfigError, Section
-from lm.randomness import derive
-from lm.text.near_copy import drop_near_copies
-from lm.text.rules import Rules, control_heads, filter_texts
-from server.llm.base import LLM, ChatTurn, Progress, Request
-from server.writing.grouping import group_by_similarity
-from server.writing.likelihood import can_judge_by_likelihood, label_likelihoods, layout, least_posterior
-from tasks.task import Record, Task
-from tasks.wording.prompts import judge_prompt, parse_judgement
+from fedduet.conf.check import ConfigError, Section
+from fedduet.lm.randomness import derive
+from fedduet.lm.text.near_copy import drop_near_copies
+from fedduet.lm.text.rules import Rules, control_heads, filter_texts
+from fedduet.server.llm.base import LLM, ChatTurn, Progress, Request
+from fedduet.server.writing.grouping import group_by_similarity
+from fedduet.server.writing.likelihood import can_judge_by_likelihood, label_likelihoods, layout, least_posterior
+from fedduet.tasks.task import Record, Task
+from fedduet.tasks.wording.prompts import judge_prompt, parse_judgement
 
 Embed = Callable[[list[str]], np.ndarray]  # texts -> [n, d]
 

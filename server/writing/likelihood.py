@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from lm.text.words import cut_to_tokens
-from server.llm.base import LLM, Progress, ScoresText
-from tasks.task import Task
-from tasks.wording.prompts import fill
+from fedduet.lm.text.words import cut_to_tokens
+from fedduet.server.llm.base import LLM, Progress, ScoresText
+from fedduet.tasks.task import Task
+from fedduet.tasks.wording.prompts import fill
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lm.randomness import numpy_generator
-from server.writing.curate import Demonstration
+from fedduet.lm.randomness import numpy_generator
+from fedduet.server.writing.curate import Demonstration
 
 
 class ShotQueue:

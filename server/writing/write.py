@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pydantic
-
-from conf.check import Section
-from lm.randomness import derive
-from lm.text.near_copy import drop_near_copies
-from lm.text.rules import Rules, control_heads, filter_texts
-from server.llm.base import LLM, Progress, Prompt
-from server.writing.augment import text_request
-from server.writing.curate import Demonstration
-from server.writing.likelihood import layout
-from server.writing.shots import ShotQueue
-from tasks.task import Task
-from tasks.wording.prompts import parse_generated
+from fedduet.conf.check import Section
+from fedduet.lm.randomness import derive
+from fedduet.lm.text.near_copy import drop_near_copies
+from fedduet.lm.text.rules import Rules, control_heads, filter_texts
+from fedduet.server.llm.base import LLM, Progress, Prompt
+from fedduet.server.writing.augment import text_request
+from fedduet.server.writing.curate import Demonstration
+from fedduet.server.writing.likelihood import layout
+from fedduet.server.writing.shots import ShotQueue
+from fedduet.tasks.task import Task
+from fedduet.tasks.wording.prompts import parse_generated
 
 
 class WriteConfig(Section):

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from strategies.config import GBoostConfig
-from strategies.run.run_folder import RunFolder
-from strategies.run.sites import Sites, TooFewSites
-from wire.codec import Arrays, decode
-from wire.messages import Answer, Answered, Evaluate, Evaluated, LabelledTexts, Learn, Learned, Receipt, Synthesize, Synthesized
+from fedduet.strategies.config import GBoostConfig
+from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.sites import Sites, TooFewSites
+from fedduet.wire.codec import Arrays, decode
+from fedduet.wire.messages import Answer, Answered, Evaluate, Evaluated, LabelledTexts, Learn, Learned, Receipt, Synthesize, Synthesized
 
 Texts = dict[str, LabelledTexts]  # by site
 Rewards = Mapping[str, Sequence[float]]  # by the site whose domain the texts were written for, in their order

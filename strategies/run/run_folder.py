@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-
-from conf.check import ConfigError
+from fedduet.conf.check import ConfigError
 
 Listener = Callable[[dict[str, Any]], None]
 

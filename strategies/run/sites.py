@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedduet.conf.check import RunFailed
+from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.wire.codec import Arrays, WireError, pack, size, unpack
+from fedduet.wire.messages import Answer, Evaluate, Introduce, Introduced, Learn, Refused, Score, Synthesize
 from flwr.app import Message
 from flwr.serverapp import Grid
-
-from conf.check import RunFailed
-from strategies.run.run_folder import RunFolder
-from wire.codec import Arrays, WireError, pack, size, unpack
-from wire.messages import Answer, Evaluate, Introduce, Introduced, Learn, Refused, Score, Synthesize
 
 _MESSAGE_TYPES = {
     Introduce: "query.introduce",

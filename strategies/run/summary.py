@@ -8,9 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-
-from strategies.run.moves import Moves, gap_closed
-from strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.moves import Moves, gap_closed
+from fedduet.strategies.run.run_folder import RunFolder
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "ray", "hydra-core", "dp-accounting")
 

@@ -10,9 +10,9 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from conf.check import ConfigError, nearest
-from tasks.builtin.world_words import listed
-from tasks.reasoning import CLOSING, Question, document
+from fedduet.conf.check import ConfigError, nearest
+from fedduet.tasks.builtin.world_words import listed
+from fedduet.tasks.reasoning import CLOSING, Question, document
 
 LARGEST = 50  # of every number in between
 _BY = range(2, 10)

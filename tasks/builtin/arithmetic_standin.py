@@ -13,19 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedduet.lm.decoding.sample import sample_texts
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.models.save import save_model
+from fedduet.lm.pretraining.start import load_model, train_tokenizer
+from fedduet.lm.randomness import derive
+from fedduet.lm.training.causal import train_causal
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.reward_training import fit_likelihood
+from fedduet.lm.training.step_labels import label_steps
+from fedduet.tasks.builtin.arithmetic import LARGEST, follows, public_documents, public_questions
+from fedduet.tasks.reasoning import prompt, worked
 from transformers import LlamaConfig
-
-from lm.decoding.sample import sample_texts
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.models.save import save_model
-from lm.pretraining.start import load_model, train_tokenizer
-from lm.randomness import derive
-from lm.training.causal import train_causal
-from lm.training.classify import SLMConfig
-from lm.training.reward_training import fit_likelihood
-from lm.training.step_labels import label_steps
-from tasks.builtin.arithmetic import LARGEST, follows, public_documents, public_questions
-from tasks.reasoning import prompt, worked
 
 CONTEXT = 256
 
@@ -105,7 +104,7 @@ def make(role: str, folder: Path, model_of: Callable[[str], Path]) -> None:
 
 
 def _make_reward(folder: Path, llm: Path, slm: Path) -> None:
-    """The LLM and the SLM write, the LLM completes; a solution is right when it does what it says (`tasks.builtin.arithmetic.follows`)."""
+    """The LLM and the SLM write, the LLM completes; a solution is right when it does what it says (`fedduet.tasks.builtin.arithmetic.follows`)."""
     questions = [question.question for question in public_questions(REWARD.questions, "reward")]
     labelled = []
     writers = {str(path): _writer(path) for path in (llm, slm)}

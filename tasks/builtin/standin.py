@@ -17,17 +17,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedduet.conf.check import ConfigError
+from fedduet.lm.pretraining.config import PretrainConfig
+from fedduet.lm.pretraining.corpus import Source
+from fedduet.lm.pretraining.pretrain import PretrainStep, pretrain
+from fedduet.lm.progress import Progress as Part
+from fedduet.lm.progress import listening
+from fedduet.tasks.builtin import arithmetic_standin
+from fedduet.tasks.builtin.world import CONTROL_CODE, LABELS, PUBLIC_DOMAINS, made_up_records, public_documents, world_records
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from conf.check import ConfigError
-from lm.pretraining.config import PretrainConfig
-from lm.pretraining.corpus import Source
-from lm.pretraining.pretrain import PretrainStep, pretrain
-from lm.progress import Progress as Part
-from lm.progress import listening
-from tasks.builtin import arithmetic_standin
-from tasks.builtin.world import CONTROL_CODE, LABELS, PUBLIC_DOMAINS, made_up_records, public_documents, world_records
 
 
 @dataclass(frozen=True)

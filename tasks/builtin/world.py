@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TypeVar
 
-from conf.check import ConfigError, nearest
-from tasks.builtin import world_words as words
-from tasks.builtin.world_words import Domain
-from tasks.task import Record
+from fedduet.conf.check import ConfigError, nearest
+from fedduet.tasks.builtin import world_words as words
+from fedduet.tasks.builtin.world_words import Domain
+from fedduet.tasks.task import Record
 
 T = TypeVar("T")
 

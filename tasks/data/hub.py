@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from conf.check import ConfigError
-from tasks.data.read import Columns, Row, as_row, check_columns
+from fedduet.conf.check import ConfigError
+from fedduet.tasks.data.read import Columns, Row, as_row, check_columns
 
 
 def read_hub(dataset: str, subset: str | None, split: str, columns: Columns, known: Collection[str]) -> list[Row]:

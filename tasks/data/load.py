@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conf.check import ConfigError, nearest
-from tasks.builtin import world
-from tasks.config import TaskConfig
-from tasks.data import partition as part
-from tasks.data.pools import Pool, client_names, domain_wording, label_wordings, read_pools
-from tasks.task import Prompts, Record, Split, Task
+from fedduet.conf.check import ConfigError, nearest
+from fedduet.tasks.builtin import world
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data import partition as part
+from fedduet.tasks.data.pools import Pool, client_names, domain_wording, label_wordings, read_pools
+from fedduet.tasks.task import Prompts, Record, Split, Task
 
 __all__ = [
     "ClientSummary",
@@ -88,7 +88,7 @@ def load_pooled(config: TaskConfig, seed: int) -> Split:
 def load_clients(config: TaskConfig, seed: int, clients: Sequence[str] | None = None) -> dict[str, Loaded]:
     """The splits of `clients` (None: all), reading each file once.
 
-    Raises ConfigError naming the file and the row, key or client: see `tasks.data.read`, and unknown labels, empty texts, clients
+    Raises ConfigError naming the file and the row, key or client: see `fedduet.tasks.data.read`, and unknown labels, empty texts, clients
     without rows, unknown clients.
     """
     known = client_names(config)

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from conf.check import ConfigError
+from fedduet.conf.check import ConfigError
 
 DIRICHLET_MIN_ROWS = 8  # a client with fewer is drawn again [our choice]
 DIRICHLET_DRAWS = 1000

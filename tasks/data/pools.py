@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from conf.check import ConfigError, nearest
-from tasks.builtin import world
-from tasks.config import TaskConfig
-from tasks.data import partition as part
-from tasks.data.hub import read_hub
-from tasks.data.read import Columns, Row, file_format, read_rows, stem
-from tasks.labels import indices, wordings
-from tasks.task import Record
+from fedduet.conf.check import ConfigError, nearest
+from fedduet.tasks.builtin import world
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data import partition as part
+from fedduet.tasks.data.hub import read_hub
+from fedduet.tasks.data.read import Columns, Row, file_format, read_rows, stem
+from fedduet.tasks.labels import indices, wordings
+from fedduet.tasks.task import Record
 
 
 @dataclass(frozen=True)

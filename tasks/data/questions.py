@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedduet.conf.check import ConfigError, Section, check, nearest
+from fedduet.tasks.builtin import arithmetic
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import client_names
+from fedduet.tasks.data.read import Columns, read_rows
+from fedduet.tasks.reasoning import Question
 from pydantic import Field, model_validator
-
-from conf.check import ConfigError, Section, check, nearest
-from tasks.builtin import arithmetic
-from tasks.config import TaskConfig
-from tasks.data.load import client_names
-from tasks.data.read import Columns, read_rows
-from tasks.reasoning import Question
 
 WORLD_ROWS, WORLD_TEST_ROWS = 80, 60  # [O]
 
@@ -64,7 +63,7 @@ class QuestionSplit:
 def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionSplit:
     """One client's questions, the same for the same seed; no training question is a test question.
 
-    Raises ConfigError naming file and row for what `tasks.data.read` complains of, empty questions or answers, and too few rows.
+    Raises ConfigError naming file and row for what `fedduet.tasks.data.read` complains of, empty questions or answers, and too few rows.
     """
     if client not in config.names:
         raise ConfigError(f"task.clients: no client {client!r}; {nearest(client, list(config.names))}")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.check import ConfigError, nearest
-from tasks.labels import raw_value
+from fedduet.conf.check import ConfigError, nearest
+from fedduet.tasks.labels import raw_value
 
 FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _FIELD_LIMIT = 2**31 - 1  # the csv module's default of 131,072 characters is shorter than some reviews

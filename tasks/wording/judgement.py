@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tasks.wording.parse import json_values, unwrapped
+from fedduet.tasks.wording.parse import json_values, unwrapped
 
 
 def parse_judgement(answer: str, n: int) -> list[int] | None:

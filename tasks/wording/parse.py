@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.task import Task
+from fedduet.tasks.task import Task
 
 Generated = list[tuple[str, int]]  # (text, label index)
 

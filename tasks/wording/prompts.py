@@ -1,6 +1,6 @@
 """Prompts in chat and completion form: filled from the task's wording, within a budget of tokens; texts stay data (see `one_line`).
 
-Answers are read by `tasks.wording.parse` and `tasks.wording.judgement`, whose functions can be had from here too.
+Answers are read by `fedduet.tasks.wording.parse` and `fedduet.tasks.wording.judgement`, whose functions can be had from here too.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 
-from lm.text.rules import control_heads, plain
-from tasks.task import Record, Task
-from tasks.wording.judgement import parse_judgement
-from tasks.wording.parse import parse_generated
+from fedduet.lm.text.rules import control_heads, plain
+from fedduet.tasks.task import Record, Task
+from fedduet.tasks.wording.judgement import parse_judgement
+from fedduet.tasks.wording.parse import parse_generated
 
 __all__ = ["augment_prompt", "fill", "judge_prompt", "parse_generated", "parse_judgement", "task_answer", "task_prompt"]
 

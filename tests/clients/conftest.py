@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
+from fedduet.clients.vault import slm, synthesis
+from fedduet.clients.vault.config import SiteConfig, site_settings
+from fedduet.clients.vault.vault import Vault
+from fedduet.conf.check import check
+from fedduet.tasks.config import TaskConfig
 
-import conf
-from clients.vault import slm, synthesis
-from clients.vault.config import SiteConfig, site_settings
-from clients.vault.vault import Vault
-from conf.check import check
-from tasks.config import TaskConfig
+from fedduet import conf
 
 
 @pytest.fixture

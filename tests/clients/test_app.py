@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from fedduet.clients.app import app
+from fedduet.clients.vault import synthesis
+from fedduet.scripts.launching.inprocess import InProcessGrid
+from fedduet.wire.codec import pack, unpack
+from fedduet.wire.messages import Introduce, Introduced, LabelledTexts, Receipt, Refused, Score, Scored, Synthesize, Synthesized
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-import conf
-from clients.app import app
-from clients.vault import synthesis
-from scripts.launching.inprocess import InProcessGrid
-from wire.codec import pack, unpack
-from wire.messages import Introduce, Introduced, LabelledTexts, Receipt, Refused, Score, Scored, Synthesize, Synthesized
+from fedduet import conf
 
 RECEIPT = Receipt("dp-sgd", 1.0, 1e-5, 1.0, 0)
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from fedduet.clients.simulated import POOLED_FOLDER, simulated_vault, site_folder
 from flwr.app import Context, RecordDict
 
-import conf
-from clients.simulated import POOLED_FOLDER, simulated_vault, site_folder
+from fedduet import conf
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc", "..", ".", "", "a/b", "_pooled", "a\nb", "x" * 65, "Grüße", ".hidden"])

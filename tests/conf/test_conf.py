@@ -3,24 +3,24 @@
 import itertools
 
 import pytest
+from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.config import GeneratorConfig, PrivacyConfig
+from fedduet.clients.vault.release.policy import Policy
+from fedduet.conf.check import ConfigError, Section, check
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig
+from fedduet.scripts.launching.federation import FederationConfig
+from fedduet.server.app import STRATEGIES, strategy_settings
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.measuring.general import GeneralConfig
+from fedduet.server.writing.augment import AugmentConfig
+from fedduet.server.writing.curate import CurateConfig
+from fedduet.server.writing.write import WriteConfig
+from fedduet.strategies.config import FDKTConfig
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.questions import check_task
 
-import conf
-from clients.vault.answering.methods import AnswersConfig
-from clients.vault.config import GeneratorConfig, PrivacyConfig
-from clients.vault.release.policy import Policy
-from conf.check import ConfigError, Section, check
-from lm.training.classify import SLMConfig
-from lm.training.tune_config import ExamplesConfig, PolicyConfig
-from scripts.launching.federation import FederationConfig
-from server.app import STRATEGIES, strategy_settings
-from server.llm.config import LLMConfig
-from server.measuring.general import GeneralConfig
-from server.writing.augment import AugmentConfig
-from server.writing.curate import CurateConfig
-from server.writing.write import WriteConfig
-from strategies.config import FDKTConfig
-from tasks.config import TaskConfig
-from tasks.data.questions import check_task
+from fedduet import conf
 
 SECTIONS = {
     "strategy": FDKTConfig,

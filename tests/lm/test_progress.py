@@ -2,7 +2,7 @@
 
 import threading
 
-from lm import progress
+from fedduet.lm import progress
 
 
 def test_listeners():

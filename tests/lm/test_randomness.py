@@ -2,9 +2,8 @@
 
 import numpy as np
 import torch
+from fedduet.lm.randomness import SecureNoise, SeededNoise, derive, generator, numpy_generator
 from scipy import stats
-
-from lm.randomness import SecureNoise, SeededNoise, derive, generator, numpy_generator
 
 
 def test_names_make_streams():

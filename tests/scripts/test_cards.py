@@ -4,12 +4,12 @@ import re
 
 import pytest
 import yaml
+from fedduet.lm.models.card import Card, add_metric, guarantee, write_card
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.look import model_folder, predict
+from fedduet.tasks.builtin.world import world_records
 
-import conf
-from lm.models.card import Card, add_metric, guarantee, write_card
-from scripts.launching.launch import launch
-from scripts.look import model_folder, predict
-from tasks.builtin.world import world_records
+from fedduet import conf
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: true, pooled: true}"
 
@@ -81,7 +81,7 @@ def test_a_guarantee_that_is_none_says_so():
 
 
 def test_cards_of_llm_adapters_say_what_went_in(tmp_path, tiny_model):
-    from server.cards import write_adapter_cards
+    from fedduet.server.cards import write_adapter_cards
 
     for name in ("tune-generator-1", "tune-task-1", "tune-task-pooled", "tune-task-unfiltered"):
         (tmp_path / "adapters" / name).mkdir(parents=True)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def shell(tmp_path):
     """Runs a line in bash where `fedduet` is this checkout's."""
     command = tmp_path / "fedduet"
-    entry = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'fedduet'; from scripts.run import command; command()"
+    entry = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv[0] = 'fedduet'; from fedduet.scripts.run import command; command()"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{entry}" "$@"\n')
     command.chmod(0o755)
 

@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.scripts.launching.launch import launch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-import conf
-from clients.vault.budget.ledger import Ledger
-from scripts.launching.launch import launch
+from fedduet import conf
 
 DROPPED = ("llm", "llm.script", "strategy.demonstrations_per_label", "strategy.augment.per_label")
 ALL_OFF = "strategy.baselines={zero_shot: false, filtered: false, llm_unfiltered: false, llm_pooled: false, fedavg: false, pooled: false}"
@@ -93,7 +93,7 @@ def test_votes_cost_what_the_ledger_says(crosslm, tmp_path):
 
 
 def test_a_policy_without_unprotected_scores_refuses_them(crosslm):
-    from strategies.run.sites import TooFewSites
+    from fedduet.strategies.run.sites import TooFewSites
 
     with pytest.raises(TooFewSites, match="score-0"):
         crosslm("privacy.policy.share_scores=private", ALL_OFF)

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from fedduet.clients.vault.service import read_site
+from fedduet.scripts.deploy.demo import configured, write_data
+from fedduet.scripts.deploy.federation import SITES, site_file
+from fedduet.scripts.deploy.keys import main, make_keys
 
-import conf
-from clients.vault.service import read_site
-from scripts.deploy.demo import configured, write_data
-from scripts.deploy.federation import SITES, site_file
-from scripts.deploy.keys import main, make_keys
+from fedduet import conf
 
 
 def test_keys_and_certificates_fit_together_and_stay(tmp_path):

@@ -3,19 +3,19 @@
 import json
 
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.lm.training.reward_training import fit_likelihood
+from fedduet.lm.training.step_labels import LabelledSolution
+from fedduet.scripts.ask import main as ask
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.reporting.page import write_page
+from fedduet.scripts.reporting.table import read_summaries, table
+from fedduet.scripts.train_reward import main as train_reward
+from fedduet.tasks.builtin.arithmetic import CLIENTS, site_questions
+from fedduet.tasks.reasoning import prompt
 
-import conf
-from conf.check import ConfigError
-from lm.training.reward_training import fit_likelihood
-from lm.training.step_labels import LabelledSolution
-from scripts.ask import main as ask
-from scripts.launching.launch import launch
-from scripts.launching.preflight import preflight
-from scripts.reporting.page import write_page
-from scripts.reporting.table import read_summaries, table
-from scripts.train_reward import main as train_reward
-from tasks.builtin.arithmetic import CLIENTS, site_questions
-from tasks.reasoning import prompt
+from fedduet import conf
 
 METHODS = "strategy.methods=[slm, llm, proxy_tuning, slm_best_of_n, search_private, gboost, gboost_average]"
 ASKED = "start with 20 . then a red . then a lime . how many ?"

@@ -5,12 +5,12 @@ import threading
 import time
 
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.look import engines, model_folder, predict, strategies, tasks, watch
 from transformers import pipeline
 
-import conf
-from conf.check import ConfigError
-from scripts.launching.launch import launch
-from scripts.look import engines, model_folder, predict, strategies, tasks, watch
+from fedduet import conf
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
 

@@ -8,7 +8,7 @@ import pytest
 
 
 def fedduet(*arguments):
-    command = [sys.executable, "-m", "scripts.run", *arguments]
+    command = [sys.executable, "-m", "fedduet.scripts.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"COLUMNS": "200"})
 
 

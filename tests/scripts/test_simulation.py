@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from scripts.simulate import main
+from fedduet.scripts.simulate import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +17,7 @@ def test_a_run_on_ray_equals_the_run_in_process(overrides, tmp_path):
     common = [entry for entry in overrides if not entry.startswith(("run.folder", "federation"))] + [off, "privacy.seeded_noise=true"]
     accuracy = {}
     for kind in ("inprocess", "simulation"):
-        command = [sys.executable, "-m", "scripts.run", *common, f"federation={kind}", f"run.folder={tmp_path}/{kind}"]
+        command = [sys.executable, "-m", "fedduet.scripts.run", *common, f"federation={kind}", f"run.folder={tmp_path}/{kind}"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         accuracy[kind] = json.loads((tmp_path / kind / "summary.json").read_text())["accuracy_per_client"]

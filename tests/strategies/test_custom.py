@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.launching.preflight import preflight
 
-import conf
-from conf.check import ConfigError
-from scripts.launching.launch import launch
-from scripts.launching.preflight import preflight
+from fedduet import conf
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "neighbours.py"
 OTHERS = (

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-
-from strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig
-from strategies.scores import accept, aggregate, no_opinion, problem, split
-from wire.messages import LabelledTexts
+from fedduet.strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig
+from fedduet.strategies.scores import accept, aggregate, no_opinion, problem, split
+from fedduet.wire.messages import LabelledTexts
 
 TEXTS = {"b": LabelledTexts(["b0", "b1", "b2"], [0, 1, 1]), "a": LabelledTexts(["a0", "a1"], [0, 1])}
 

@@ -3,11 +3,10 @@
 import json
 
 import pytest
-
-from conf.check import ConfigError
-from tasks.builtin.arithmetic import CLIENTS, LARGEST, SITES, follows, public_documents, public_questions, site_questions
-from tasks.data.questions import check_task, load_questions, names_of
-from tasks.reasoning import answer_key, document, find_answer, is_final, is_right, prompt, worked
+from fedduet.conf.check import ConfigError
+from fedduet.tasks.builtin.arithmetic import CLIENTS, LARGEST, SITES, follows, public_documents, public_questions, site_questions
+from fedduet.tasks.data.questions import check_task, load_questions, names_of
+from fedduet.tasks.reasoning import answer_key, document, find_answer, is_final, is_right, prompt, worked
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fedduet.conf.check import ConfigError, check
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import build_task, check_data, client_names
+from fedduet.tasks.data.questions import check_task
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-
-from conf.check import ConfigError, check
-from tasks.config import TaskConfig
-from tasks.data.load import build_task, check_data, client_names
-from tasks.data.questions import check_task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DATA = CONF.parents[1] / "shared" / "data"

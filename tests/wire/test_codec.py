@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from fedduet.wire.codec import WireError, decode, encode, pack, size, unpack
+from fedduet.wire.messages import LabelledTexts, Learn, Receipt, Refused, Scored, Synthesize, Synthesized
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from wire.codec import WireError, decode, encode, pack, size, unpack
-from wire.messages import LabelledTexts, Learn, Receipt, Refused, Scored, Synthesize, Synthesized
 
 texts = st.lists(st.text(max_size=40), max_size=6)
 

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-
-from wire import codec
-from wire.codec import WireError, decode, encode, pack, unpack
-from wire.messages import Evaluate, Introduce, LabelledTexts, Learn, Score, Synthesize, is_name
+from fedduet.wire import codec
+from fedduet.wire.codec import WireError, decode, encode, pack, unpack
+from fedduet.wire.messages import Evaluate, Introduce, LabelledTexts, Learn, Score, Synthesize, is_name
 
 ESCAPES = ["../../x", "..", ".", "/etc", "a/b", "a\\b", "", "x" * 65, ".hidden", "a\n", "a\x00", "-", "ä", "~"]
 REQUESTS = {

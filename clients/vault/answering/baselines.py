@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clients.vault.answering.search import SearchConfig
-from clients.vault.answering.solving import (
+from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.solving import (
     Costs,
     Form,
     Part,
@@ -24,9 +24,9 @@ from clients.vault.answering.solving import (
     joined,
     solve_together,
 )
-from clients.vault.answering.tree import SCORES
-from clients.vault.answering.writers import DELIMITER, StepAsk, StepWriter
-from lm.randomness import derive
+from fedduet.clients.vault.answering.tree import SCORES
+from fedduet.clients.vault.answering.writers import DELIMITER, StepAsk, StepWriter
+from fedduet.lm.randomness import derive
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from clients.vault.answering.cloud_llm import Remote
-from clients.vault.answering.whole_steps import Completed
-from clients.vault.answering.writers import StepAsk
-from lm.decoding.decode import Ask
-from lm.decoding.drafts import LENGTH, DraftedAnswer, Following, Rest, decode_drafts
-from lm.decoding.stepper import Stepper
+from fedduet.clients.vault.answering.cloud_llm import Remote
+from fedduet.clients.vault.answering.whole_steps import Completed
+from fedduet.clients.vault.answering.writers import StepAsk
+from fedduet.lm.decoding.decode import Ask
+from fedduet.lm.decoding.drafts import LENGTH, DraftedAnswer, Following, Rest, decode_drafts
+from fedduet.lm.decoding.stepper import Stepper
 
 
 class RemoteFusion:
-    """Steps written together with a remote LLM: softmax(z_LLM + alpha (z_tuned - z_base)), in drafts (`lm.decoding.drafts.decode_drafts`).
+    """Steps written together with a remote LLM: softmax(z_LLM + alpha (z_tuned - z_base)), in drafts (`fedduet.lm.decoding.drafts.decode_drafts`).
 
-    A `clients.vault.answering.whole_steps.Complete`: hand it to `WholeStepWriter(fusion, context, fusion.count, seconds=...)`. The LLM's law is its
+    A `fedduet.clients.vault.answering.whole_steps.Complete`: hand it to `WholeStepWriter(fusion, context, fusion.count, seconds=...)`. The LLM's law is its
     `remote.config.top` likeliest tokens and, for the others, `rest`. `seconds`: for one call in all. `taken`: what the last call took,
     ask by ask.
     """

@@ -2,7 +2,7 @@
 
 What leaves the site with every request: the question and the steps so far (as text, or as the SLM's token ids) and, for fusion, the
 tokens that the private SLM drafted, which are samples of a model trained on private records. Nothing of this code asks whether that is
-allowed: the vault does, by `clients.vault.release.policy.check_answer`, before it makes anything here.
+allowed: the vault does, by `fedduet.clients.vault.release.policy.check_answer`, before it makes anything here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import torch
-
-from clients.vault.answering.whole_steps import Completed
-from clients.vault.answering.writers import StepAsk
-from lm.decoding.drafts import Following
+from fedduet.clients.vault.answering.whole_steps import Completed
+from fedduet.clients.vault.answering.writers import StepAsk
+from fedduet.lm.decoding.drafts import Following
 
 MOST_BYTES = 64 * 2**20  # of an answer [O]
 ID = "token_id:"  # how gateway and vLLM write tokens under return_tokens_as_token_ids
@@ -133,7 +132,7 @@ class Remote:
     # -- what it thinks of drafts ----------------------------------------------
 
     def look(self, rows: Sequence[tuple[int, ...]], heads: Sequence[int], seconds: float | None = None) -> list[Following]:
-        """See `lm.decoding.drafts.Look`: one request for all rows. Raises RemoteFailed.
+        """See `fedduet.lm.decoding.drafts.Look`: one request for all rows. Raises RemoteFailed.
 
         Every answer is held against what was asked: the same tokens in the same places, finite log-probabilities that can be a law,
         the `top` likeliest (a drafted token that is listed besides them is not among those).
@@ -203,7 +202,7 @@ class Remote:
     # -- what it writes itself -------------------------------------------------
 
     def complete(self, asks: Sequence[StepAsk], stop: str) -> list[Completed]:
-        """The LLM writes the steps (`clients.vault.answering.whole_steps.Complete`): one request for each ask, since a request has one seed, all at
+        """The LLM writes the steps (`fedduet.clients.vault.answering.whole_steps.Complete`): one request for each ask, since a request has one seed, all at
         once. A `whole` solution is not stopped. Raises RemoteFailed."""
         model = self.model
 

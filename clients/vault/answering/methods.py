@@ -9,22 +9,21 @@ from functools import cached_property
 from typing import Any, Literal
 
 import pydantic
-
-from clients.vault.answering.baselines import BASELINES, Baseline, sample_many
-from clients.vault.answering.cloud_fusion import RemoteFusion
-from clients.vault.answering.cloud_llm import Remote, RemoteConfig
-from clients.vault.answering.search import COLLABORATIVE, PRIVATE, SearchConfig, search_many
-from clients.vault.answering.solving import Form, RewardModel, Solution
-from clients.vault.answering.whole_steps import Degrading, WholeStepWriter
-from clients.vault.answering.writers import StepWriter, local_writers
-from clients.vault.release.policy import PolicyError
-from conf.check import ConfigError, Section, nearest
-from lm.decoding.fusion import shared_context, shared_vocabulary, slm_pair
-from lm.decoding.sample import end_tokens
-from lm.models.load import load_causal_lm
-from lm.training.reward import RewardConfig, StepRewards
-from tasks.builtin.standin import resolve
-from tasks.reasoning import answer_key, find_answer, is_final, prompt
+from fedduet.clients.vault.answering.baselines import BASELINES, Baseline, sample_many
+from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
+from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig
+from fedduet.clients.vault.answering.search import COLLABORATIVE, PRIVATE, SearchConfig, search_many
+from fedduet.clients.vault.answering.solving import Form, RewardModel, Solution
+from fedduet.clients.vault.answering.whole_steps import Degrading, WholeStepWriter
+from fedduet.clients.vault.answering.writers import StepWriter, local_writers
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.conf.check import ConfigError, Section, nearest
+from fedduet.lm.decoding.fusion import shared_context, shared_vocabulary, slm_pair
+from fedduet.lm.decoding.sample import end_tokens
+from fedduet.lm.models.load import load_causal_lm
+from fedduet.lm.training.reward import RewardConfig, StepRewards
+from fedduet.tasks.builtin.standin import resolve
+from fedduet.tasks.reasoning import answer_key, find_answer, is_final, prompt
 
 FORM = Form(prompt, find_answer, answer_key, is_final)
 SEARCH = "search"

@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
 import pydantic
-
-from clients.vault.answering.solving import (
+from fedduet.clients.vault.answering.solving import (
     Costs,
     Form,
     Part,
@@ -25,10 +24,10 @@ from clients.vault.answering.solving import (
     joined,
     solve_together,
 )
-from clients.vault.answering.tree import Node, PathScore, Tree
-from clients.vault.answering.writers import Step, StepAsk, StepWriter
-from conf.check import Section
-from lm.randomness import derive
+from fedduet.clients.vault.answering.tree import Node, PathScore, Tree
+from fedduet.clients.vault.answering.writers import Step, StepAsk, StepWriter
+from fedduet.conf.check import Section
+from fedduet.lm.randomness import derive
 
 PRIVATE, COLLABORATIVE = "private", "collaborative"
 

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from numbers import Real
 from typing import Any, Protocol
 
-from clients.vault.answering.writers import DELIMITER, Step, StepAsk, StepWriter
+from fedduet.clients.vault.answering.writers import DELIMITER, Step, StepAsk, StepWriter
 
 State = tuple[str, tuple[str, ...]]  # a question and its steps
 
@@ -48,7 +48,7 @@ class SolvedStep:
 
 @dataclass
 class Costs:
-    """What a question has cost. Tokens are drawn ones (`clients.vault.answering.writers.Step`); `reward_calls` are states scored."""
+    """What a question has cost. Tokens are drawn ones (`fedduet.clients.vault.answering.writers.Step`); `reward_calls` are states scored."""
 
     llm_tokens: int = 0
     slm_tokens: int = 0

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from lm.decoding.decode import Answer, Ask, decode
-from lm.decoding.fusion import FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
-from lm.decoding.sample import end_tokens
-from lm.decoding.stepper import Stepper, stepper
-from lm.models.batch import longest
+from fedduet.lm.decoding.decode import Answer, Ask, decode
+from fedduet.lm.decoding.fusion import FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
+from fedduet.lm.decoding.sample import end_tokens
+from fedduet.lm.decoding.stepper import Stepper, stepper
+from fedduet.lm.models.batch import longest
 
 DELIMITER = "\n"
 

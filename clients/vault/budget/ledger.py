@@ -1,7 +1,7 @@
 """The site's privacy ledger: every release is charged to it, on disk, before it leaves, or refused.
 
 The budget is one (epsilon, delta) over all runs and mechanisms. Charges are kept as events and composed
-(`lm.dp.accounting`), never added. The time in a line is for people: no rule depends on it, so a clock that is set back
+(`fedduet.lm.dp.accounting`), never added. The time in a line is for people: no rule depends on it, so a clock that is set back
 changes nothing.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from clients.vault.budget.journal import Journal, LedgerError, OpenJournal
-from lm.dp.accounting import BudgetError, Event, compose, noise_multiplier_for
+from fedduet.clients.vault.budget.journal import Journal, LedgerError, OpenJournal
+from fedduet.lm.dp.accounting import BudgetError, Event, compose, noise_multiplier_for
 
 __all__ = ["BudgetError", "Charge", "Entry", "Ledger", "LedgerError", "SummaryRow"]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.vault.release.releases import write_once
-from conf.check import ConfigError
+from fedduet.clients.vault.release.releases import write_once
+from fedduet.conf.check import ConfigError
 
 POLL = 0.2  # seconds between looks for a decision [O]
 

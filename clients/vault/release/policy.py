@@ -11,9 +11,8 @@ import math
 from typing import Literal
 
 import pydantic
-
-from conf.check import Section
-from wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
+from fedduet.conf.check import Section
+from fedduet.wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
 
 _MOST_ROUNDS = 1000  # [O] a plan over more would keep the accountant busy for nothing
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clients.vault.release.policy import Policy, Unit
-from conf.check import ConfigError
-from tasks.data.questions import AnyTask, QuestionsConfig
-from tasks.task import Record
+from fedduet.clients.vault.release.policy import Policy, Unit
+from fedduet.conf.check import ConfigError
+from fedduet.tasks.data.questions import AnyTask, QuestionsConfig
+from fedduet.tasks.task import Record
 
 
 def owners_of(records: Sequence[Record], unit: Unit) -> list[int]:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from wire.codec import decode, encode
+from fedduet.wire.codec import decode, encode
 
 
 class Releases:

@@ -9,18 +9,17 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from fedduet.clients.vault import feedback
+from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.clients.vault.feedback import View, agreement, clipped_gradients, embed, noisy, opinions, train_scorer, vote_sum, votes
+from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
+from fedduet.lm.randomness import SecureNoise, SeededNoise
+from fedduet.tasks.builtin.world import PUBLIC_DOMAINS, world_records
+from fedduet.tasks.data.load import load_client
+from fedduet.wire.messages import LabelledTexts, Learn, Refused, Score, Scored, Synthesize, Synthesized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-
-from clients.vault import feedback
-from clients.vault.budget.ledger import Ledger
-from clients.vault.feedback import View, agreement, clipped_gradients, embed, noisy, opinions, train_scorer, vote_sum, votes
-from lm.dp.accounting import Event, compose, noise_multiplier_for
-from lm.randomness import SecureNoise, SeededNoise
-from tasks.builtin.world import PUBLIC_DOMAINS, world_records
-from tasks.data.load import load_client
-from wire.messages import LabelledTexts, Learn, Refused, Score, Scored, Synthesize, Synthesized
 
 DELTA = 1e-5
 TEXTS = [record.text for record in world_records(PUBLIC_DOMAINS[0], 12, 5)]

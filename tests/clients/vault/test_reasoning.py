@@ -8,24 +8,24 @@ import time
 
 import pytest
 import uvicorn
+from fedduet.clients.simulated import simulated_site
+from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.dispatch import ask, open_vault
+from fedduet.clients.vault.reasoning import ReasoningVault
+from fedduet.clients.vault.release.policy import PolicyError
+from fedduet.conf.check import ConfigError
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.training.reward_training import fit_likelihood
+from fedduet.lm.training.step_labels import LabelledSolution
+from fedduet.server.gateway.access import Keys
+from fedduet.server.gateway.app import Gateway, GatewayConfig, gateway_app
+from fedduet.server.llm.transformers_engine import TransformersLLM
+from fedduet.tasks.builtin.arithmetic import site_questions
+from fedduet.tasks.reasoning import prompt
+from fedduet.wire.codec import encode
+from fedduet.wire.messages import Answer, Answered, Evaluate, Introduce, Introduced, Learn, Learned, Refused, Synthesize
 
-import conf
-from clients.simulated import simulated_site
-from clients.vault.answering.search import SearchConfig
-from clients.vault.dispatch import ask, open_vault
-from clients.vault.reasoning import ReasoningVault
-from clients.vault.release.policy import PolicyError
-from conf.check import ConfigError
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.training.reward_training import fit_likelihood
-from lm.training.step_labels import LabelledSolution
-from server.gateway.access import Keys
-from server.gateway.app import Gateway, GatewayConfig, gateway_app
-from server.llm.transformers_engine import TransformersLLM
-from tasks.builtin.arithmetic import site_questions
-from tasks.reasoning import prompt
-from wire.codec import encode
-from wire.messages import Answer, Answered, Evaluate, Introduce, Introduced, Learn, Learned, Refused, Synthesize
+from fedduet import conf
 
 SEARCH = {"step_tokens": 8, "max_steps": 3, "solution_tokens": 16, "iterations": 4, "llm_token_budget": 60}
 

@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 import uvicorn
 import yaml
+from fedduet.clients.app import app
+from fedduet.clients.courier import ask_remote
+from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.clients.vault.release.approvals import Approvals
+from fedduet.clients.vault.service import build_service, listen, read_site
+from fedduet.clients.vault.vault import Vault
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.launching.inprocess import InProcessGrid
+from fedduet.scripts.vault import main
+from fedduet.wire.body import from_body, to_body
+from fedduet.wire.codec import WireError, pack, unpack
+from fedduet.wire.messages import Evaluate, Introduce, Introduced, LabelledTexts, Learn, Learned, Refused, Score, Synthesize, Synthesized
 
-import conf
-from clients.app import app
-from clients.courier import ask_remote
-from clients.vault.budget.ledger import Ledger
-from clients.vault.release.approvals import Approvals
-from clients.vault.service import build_service, listen, read_site
-from clients.vault.vault import Vault
-from conf.check import ConfigError
-from scripts.launching.inprocess import InProcessGrid
-from scripts.vault import main
-from wire.body import from_body, to_body
-from wire.codec import WireError, pack, unpack
-from wire.messages import Evaluate, Introduce, Introduced, LabelledTexts, Learn, Learned, Refused, Score, Synthesize, Synthesized
+from fedduet import conf
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_vault_killed_in_the_middle_of_a_release_finishes_it_without_paying_ag
 
     def start():
         process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.vault", "--config", str(file)], stdout=subprocess.PIPE, cwd=conf.FOLDER.parent
+            [sys.executable, "-m", "fedduet.scripts.vault", "--config", str(file)], stdout=subprocess.PIPE, cwd=conf.FOLDER.parent
         )
         assert b"listening" in process.stdout.readline()
         return process

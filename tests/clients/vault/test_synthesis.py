@@ -1,15 +1,14 @@
 """What the noise does to the generator: under a tiny epsilon it learns nothing of its records, without noise it learns them."""
 
 import torch
-
-from clients.vault import synthesis
-from clients.vault.synthesis import write_demonstrations
-from lm.dp.clipped_sums import loss_batch, row_losses
-from lm.models.batch import encode_document
-from lm.models.load import trainable
-from lm.randomness import SeededNoise
-from tasks.data.load import load_client
-from wire.messages import Synthesize, Synthesized
+from fedduet.clients.vault import synthesis
+from fedduet.clients.vault.synthesis import write_demonstrations
+from fedduet.lm.dp.clipped_sums import loss_batch, row_losses
+from fedduet.lm.models.batch import encode_document
+from fedduet.lm.models.load import trainable
+from fedduet.lm.randomness import SeededNoise
+from fedduet.tasks.data.load import load_client
+from fedduet.wire.messages import Synthesize, Synthesized
 
 LEARNING = {"method": "full", "epochs": 15.0, "learning_rate": 1e-2, "attempts": 1}
 

@@ -7,19 +7,18 @@ import json
 
 import numpy as np
 import pytest
-
-from clients.vault import feedback
-from clients.vault.budget.ledger import Ledger, LedgerError
-from clients.vault.feedback import CLIP, clipped_gradients, vote_sum
-from clients.vault.release.policy import delta_for
-from clients.vault.release.privacy_unit import owners_of
-from conf.check import ConfigError, check
-from lm.dp.accounting import Event
-from lm.dp.dpsgd import planned_steps
-from tasks.config import TaskConfig
-from tasks.data.load import check_data, load_client
-from tasks.task import Record
-from wire.messages import LabelledTexts, Refused, Score, Synthesize
+from fedduet.clients.vault import feedback
+from fedduet.clients.vault.budget.ledger import Ledger, LedgerError
+from fedduet.clients.vault.feedback import CLIP, clipped_gradients, vote_sum
+from fedduet.clients.vault.release.policy import delta_for
+from fedduet.clients.vault.release.privacy_unit import owners_of
+from fedduet.conf.check import ConfigError, check
+from fedduet.lm.dp.accounting import Event
+from fedduet.lm.dp.dpsgd import planned_steps
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import check_data, load_client
+from fedduet.tasks.task import Record
+from fedduet.wire.messages import LabelledTexts, Refused, Score, Synthesize
 
 DATA = LabelledTexts(["a fine cup .", "it broke at once .", "the lid is loose .", "warm for hours ."], [1, 0, 0, 1])
 WRITERS = 16

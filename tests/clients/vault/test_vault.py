@@ -10,12 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from clients.vault import synthesis
-from clients.vault.budget.ledger import Ledger
-from lm.dp.accounting import Event, compose
-from tasks.data.load import load_client
-from wire.messages import Evaluate, Evaluated, LabelledTexts, Learn, Learned, Refused, Synthesize, Synthesized
+from fedduet.clients.vault import synthesis
+from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.lm.dp.accounting import Event, compose
+from fedduet.tasks.data.load import load_client
+from fedduet.wire.messages import Evaluate, Evaluated, LabelledTexts, Learn, Learned, Refused, Synthesize, Synthesized
 
 DELTA = 1e-5  # min(1e-5, 1 / (10 n)) for the 32 records here
 GENERATED = LabelledTexts(["a fine cup .", "it broke at once ."] * 4, [1, 0] * 4)

@@ -4,12 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from fedduet.lm.attacks.canaries import Secret, plant
+from fedduet.lm.attacks.membership import auc, longest_runs, mean_auc, nearest_scores, reference_scores
+from fedduet.lm.text.words import units
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lm.attacks.canaries import Secret, plant
-from lm.attacks.membership import auc, longest_runs, mean_auc, nearest_scores, reference_scores
-from lm.text.words import units
 
 
 def test_the_area_counts_pairs_and_its_interval_is_hanleys():
@@ -67,7 +66,7 @@ def test_secrets_are_planted_as_often_as_said_and_found_where_they_stand():
 
 def test_a_release_of_the_records_themselves_gives_the_members_away(tiny_model):
     """Of a release that is half of the candidates, word for word, no attack may be blind."""
-    from tasks.builtin.world import world_records
+    from fedduet.tasks.builtin.world import world_records
 
     records = world_records("coffee", 80, 5)
     members, texts = records[:40], [record.text for record in records]

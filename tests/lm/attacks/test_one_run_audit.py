@@ -1,17 +1,16 @@
 """The audit's bound against hand-made mechanisms whose epsilon is known, and against broken forms of our own DP-SGD."""
 
+import fedduet.lm.dp.dpsgd
 import numpy as np
 import pytest
 import torch
-
-import lm.dp.dpsgd
-from lm.attacks.one_run_audit import DiracCanaries, GradientWatcher, audit, audit_apart, lower_bound, p_value
-from lm.dp.accounting import Event, compose, noise_multiplier_for
-from lm.dp.clipped_sums import loss_batch
-from lm.dp.dpsgd import DPConfig, planned_steps, prepare_generator, train_generator
-from lm.models.batch import encode_document
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.randomness import SeededNoise
+from fedduet.lm.attacks.one_run_audit import DiracCanaries, GradientWatcher, audit, audit_apart, lower_bound, p_value
+from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
+from fedduet.lm.dp.clipped_sums import loss_batch
+from fedduet.lm.dp.dpsgd import DPConfig, planned_steps, prepare_generator, train_generator
+from fedduet.lm.models.batch import encode_document
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.randomness import SeededNoise
 
 
 def test_p_value_of_pure_dp_is_a_binomial_tail():

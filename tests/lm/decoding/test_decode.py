@@ -6,15 +6,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from fedduet.lm.decoding.decode import Ask, decode
+from fedduet.lm.decoding.llama import LlamaStepper, is_plain_llama, product
+from fedduet.lm.decoding.sample import sample_texts
+from fedduet.lm.decoding.stepper import AnyStepper, stepper
+from fedduet.lm.models.batch import pad
+from fedduet.lm.models.load import attach_lora, trainable
 from peft import LoraConfig, inject_adapter_in_model
 from scipy import stats
-
-from lm.decoding.decode import Ask, decode
-from lm.decoding.llama import LlamaStepper, is_plain_llama, product
-from lm.decoding.sample import sample_texts
-from lm.decoding.stepper import AnyStepper, stepper
-from lm.models.batch import pad
-from lm.models.load import attach_lora, trainable
 
 PROMPTS = [(5, 6, 9), (7,), (10, 11, 12, 13, 14, 15), (16, 5)]
 NEVER = frozenset({-1})

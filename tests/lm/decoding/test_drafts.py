@@ -8,13 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from fedduet.lm.decoding.decode import NOT_NUMBERS, Ask, decode
+from fedduet.lm.decoding.drafts import Following, decode_drafts
+from fedduet.lm.decoding.fusion import proxy_tuned, slm_pair
+from fedduet.lm.decoding.stepper import stepper
+from fedduet.lm.models.batch import pad
 from scipy import stats
-
-from lm.decoding.decode import NOT_NUMBERS, Ask, decode
-from lm.decoding.drafts import Following, decode_drafts
-from lm.decoding.fusion import proxy_tuned, slm_pair
-from lm.decoding.stepper import stepper
-from lm.models.batch import pad
 
 NEVER = frozenset({-1})
 SIZE, END = 5, 4  # tokens of the toy, and the one that ends a text

@@ -1,11 +1,10 @@
 """Drawing tokens: exact probabilities against brute force, and independence of the rows."""
 
+import fedduet.lm.decoding.draw
 import numpy as np
 import pytest
 import torch
-
-import lm.decoding.draw
-from lm.decoding.draw import draw, uniforms
+from fedduet.lm.decoding.draw import draw, uniforms
 
 
 def brute_force(logits, temperature, top_k, top_p):

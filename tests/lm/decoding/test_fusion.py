@@ -4,15 +4,14 @@ import os
 
 import pytest
 import torch
+from fedduet.lm.decoding.decode import Ask, decode
+from fedduet.lm.decoding.fusion import AdapterDifference, FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
+from fedduet.lm.decoding.llama import LlamaStepper
+from fedduet.lm.decoding.stepper import AnyStepper, stepper
+from fedduet.lm.models.batch import pad
+from fedduet.lm.models.load import attach_lora, trainable
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from lm.decoding.decode import Ask, decode
-from lm.decoding.fusion import AdapterDifference, FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
-from lm.decoding.llama import LlamaStepper
-from lm.decoding.stepper import AnyStepper, stepper
-from lm.models.batch import pad
-from lm.models.load import attach_lora, trainable
 
 PROMPTS = [(5, 6, 9), (7,), (10, 11, 12, 13, 14, 15), (16, 5)]
 NEVER = frozenset({-1})

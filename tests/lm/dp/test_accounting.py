@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from fedduet.lm.dp.accounting import BudgetError, Event, compose, compose_prv, compose_rdp, noise_multiplier_for
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.stats import norm
-
-from lm.dp.accounting import BudgetError, Event, compose, compose_prv, compose_rdp, noise_multiplier_for
 
 DELTA = 1e-5
 RATE, STEPS = 64 / 1000, 157  # 1,000 records, batches of 64, 10 epochs

@@ -3,13 +3,12 @@
 import pytest
 import torch
 import transformers
+from fedduet.lm.dp.bookkeeping import book_keeping_engine
+from fedduet.lm.dp.clipped_sums import ClippedSum, loss_batch
+from fedduet.lm.dp.weight_uses import Product, Seen
+from fedduet.lm.models.batch import Encoded
+from fedduet.lm.models.load import attach_lora, trainable
 from torch.nn import functional
-
-from lm.dp.bookkeeping import book_keeping_engine
-from lm.dp.clipped_sums import ClippedSum, loss_batch
-from lm.dp.weight_uses import Product, Seen
-from lm.models.batch import Encoded
-from lm.models.load import attach_lora, trainable
 
 V = 64
 SIZES = {

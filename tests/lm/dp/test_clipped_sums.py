@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from fedduet.lm.dp.bookkeeping import book_keeping_engine
+from fedduet.lm.dp.clipped_sums import ClippedSum, hooks_engine, loss_batch, row_losses, vmap_engine
+from fedduet.lm.models.batch import Encoded, encode_document
+from fedduet.lm.models.load import attach_lora, trainable
 from torch.nn import functional
-
-from lm.dp.bookkeeping import book_keeping_engine
-from lm.dp.clipped_sums import ClippedSum, hooks_engine, loss_batch, row_losses, vmap_engine
-from lm.models.batch import Encoded, encode_document
-from lm.models.load import attach_lora, trainable
 
 TEXTS = ["the film was nice", "a very dull book", "fine", "one two three four five six seven eight nice", "it was"]
 ENGINES = {"vmap": vmap_engine, "hooks": hooks_engine, "book_keeping": book_keeping_engine}

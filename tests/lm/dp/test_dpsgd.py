@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from fedduet.conf.check import ConfigError, check
+from fedduet.lm.decoding.sample import sample_texts
+from fedduet.lm.dp.clipped_sums import loss_batch, row_losses
+from fedduet.lm.dp.dpsgd import DPConfig, planned_steps, poisson_batch, prepare_generator, train_generator
+from fedduet.lm.models.batch import encode_document
+from fedduet.lm.models.load import trainable
+from fedduet.lm.randomness import SecureNoise, SeededNoise
 from scipy import stats
-
-from conf.check import ConfigError, check
-from lm.decoding.sample import sample_texts
-from lm.dp.clipped_sums import loss_batch, row_losses
-from lm.dp.dpsgd import DPConfig, planned_steps, poisson_batch, prepare_generator, train_generator
-from lm.models.batch import encode_document
-from lm.models.load import trainable
-from lm.randomness import SecureNoise, SeededNoise
 
 CONTROLS = ["label good : ", "label bad : "] * 8
 TEXTS = ["the film was nice", "the book was awful"] * 8

@@ -6,17 +6,17 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from fedduet.lm.attacks.one_run_audit import DiracCanaries, audit_apart
+from fedduet.lm.dp.accounting import Event, noise_multiplier_for
+from fedduet.lm.dp.bookkeeping import book_keeping_engine
+from fedduet.lm.dp.clipped_sums import ClippedSum, LossBatch, hooks_engine, unit_batch, vmap_engine
+from fedduet.lm.dp.dpsgd import DPConfig, planned_steps, prepare_generator, rows_of_units, train_generator
+from fedduet.lm.models.batch import Encoded, encode_document
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer, trainable
+from fedduet.lm.randomness import SeededNoise
+
 from tests.lm.dp.test_bookkeeping import distance, made
 from tests.lm.dp.test_dpsgd import FAST, Coins, gradients_of_one_step
-
-from lm.attacks.one_run_audit import DiracCanaries, audit_apart
-from lm.dp.accounting import Event, noise_multiplier_for
-from lm.dp.bookkeeping import book_keeping_engine
-from lm.dp.clipped_sums import ClippedSum, LossBatch, hooks_engine, unit_batch, vmap_engine
-from lm.dp.dpsgd import DPConfig, planned_steps, prepare_generator, rows_of_units, train_generator
-from lm.models.batch import Encoded, encode_document
-from lm.models.load import load_causal_lm, load_tokenizer, trainable
-from lm.randomness import SeededNoise
 
 ENGINES = {"vmap": vmap_engine, "hooks": hooks_engine, "book_keeping": book_keeping_engine}
 SIZES = (1, 3, 2, 1, 2)  # rows of each user
@@ -93,7 +93,7 @@ def test_users_are_drawn_and_one_moves_the_mean_by_the_clip_over_the_expected_nu
 
     def step(drawn):
         coins = Coins(0, [drawn])
-        monkeypatch.setattr("lm.dp.dpsgd.some_rows", lambda rows, most, randomness: rows[:most])
+        monkeypatch.setattr("fedduet.lm.dp.dpsgd.some_rows", lambda rows, most, randomness: rows[:most])
         return gradients_of_one_step(llama().requires_grad_(True), tokenizer, config, 0.0, coins, monkeypatch, OWNERS)[0]
 
     everybody = step(range(8))

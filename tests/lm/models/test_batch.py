@@ -5,10 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from fedduet.lm.models.batch import by_length, encode, encode_document, encode_prompt, endless_by_length, pad
 from hypothesis import given
 from hypothesis import strategies as st
-
-from lm.models.batch import by_length, encode, encode_document, encode_prompt, endless_by_length, pad
 
 
 def test_a_document_is_control_code_text_and_end(tokenizer):

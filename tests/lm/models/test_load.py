@@ -5,10 +5,8 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
-
-from conf.check import ConfigError
-from lm.models.load import (
+from fedduet.conf.check import ConfigError
+from fedduet.lm.models.load import (
     END,
     attach_lora,
     check_model_folder,
@@ -20,7 +18,8 @@ from lm.models.load import (
     merged,
     trainable,
 )
-from lm.models.save import save_model, set_trainable_arrays, trainable_arrays
+from fedduet.lm.models.save import save_model, set_trainable_arrays, trainable_arrays
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 
 def copy_of(folder, target, without=()):

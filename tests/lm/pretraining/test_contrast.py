@@ -5,14 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedduet.lm.pretraining.config import PretrainConfig, contrast_weight
+from fedduet.lm.pretraining.contrast import contrast_batches, contrast_items, contrast_loss, tree_scores
+from fedduet.lm.pretraining.corpus import Document, Source, source_from_mapping, source_from_text
+from fedduet.lm.pretraining.pretrain import pretrain
+from fedduet.lm.pretraining.probe import Probe, ProbeItem, text_scores
+from fedduet.lm.pretraining.start import load_model, train_tokenizer
 from safetensors.torch import load_file
-
-from lm.pretraining.config import PretrainConfig, contrast_weight
-from lm.pretraining.contrast import contrast_batches, contrast_items, contrast_loss, tree_scores
-from lm.pretraining.corpus import Document, Source, source_from_mapping, source_from_text
-from lm.pretraining.pretrain import pretrain
-from lm.pretraining.probe import Probe, ProbeItem, text_scores
-from lm.pretraining.start import load_model, train_tokenizer
 
 SOURCE = Source("rows.csv", "Rating: {label}\nReview: {text}", contrast={"label": ("bad", "good")})
 TEXTS = ("a great film and lovely too", "broken lamp", "a dull and weak book , dull and weak")

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
-
-from lm.pretraining.corpus import (
+from fedduet.lm.pretraining.corpus import (
     Source,
     cut_to_words,
     fill_template,
@@ -21,7 +19,8 @@ from lm.pretraining.corpus import (
     source_from_text,
     tokenized_style,
 )
-from scripts.pretrain import config_from, main, parser
+from fedduet.scripts.pretrain import config_from, main, parser
+from pyarrow import parquet
 
 REPOSITORY = Path(__file__).parents[3]
 PRIVATE = ("apparel", "baby", "camera_photo", "health_personal_care")

@@ -9,19 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fedduet.lm.pretraining import pretrain as module
+from fedduet.lm.pretraining.blocks import IGNORED, Blocks, encode_documents, epoch_blocks, pack
+from fedduet.lm.pretraining.config import PretrainConfig, budget_fraction, learning_rate
+from fedduet.lm.pretraining.corpus import Document, Source
+from fedduet.lm.pretraining.export import Position, load_checkpoint
+from fedduet.lm.pretraining.pretrain import held_out_loss, pretrain, split_documents
+from fedduet.lm.pretraining.probe import Probe, probe_accuracy, probe_items, text_log_likelihoods
+from fedduet.lm.pretraining.start import load_model, load_tokenizer, train_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from lm.pretraining import pretrain as module
-from lm.pretraining.blocks import IGNORED, Blocks, encode_documents, epoch_blocks, pack
-from lm.pretraining.config import PretrainConfig, budget_fraction, learning_rate
-from lm.pretraining.corpus import Document, Source
-from lm.pretraining.export import Position, load_checkpoint
-from lm.pretraining.pretrain import held_out_loss, pretrain, split_documents
-from lm.pretraining.probe import Probe, probe_accuracy, probe_items, text_log_likelihoods
-from lm.pretraining.start import load_model, load_tokenizer, train_tokenizer
 
 SENTENCES = [f"the {noun} is {word} ." for noun in ("lamp", "book", "film", "knife") for word in ("good", "bad", "old")]
 DOCUMENTS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from fedduet.lm.text.embed import Embedder, hashed_embeddings
 from transformers import AutoModel
-
-from lm.text.embed import Embedder, hashed_embeddings
 
 TEXTS = ["the film was nice", "awful", "one two three four five six seven eight", "a book"]
 

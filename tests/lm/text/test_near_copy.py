@@ -4,11 +4,10 @@ import random
 import time
 
 import pytest
+from fedduet.lm.text.near_copy import drop_near_copies, similarity
+from fedduet.lm.text.words import cut_to_tokens, units
 from hypothesis import given
 from hypothesis import strategies as st
-
-from lm.text.near_copy import drop_near_copies, similarity
-from lm.text.words import cut_to_tokens, units
 
 
 def brute_force(candidates, references, threshold):

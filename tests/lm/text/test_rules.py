@@ -1,10 +1,9 @@
 """The rule filter for generated text."""
 
 import pytest
+from fedduet.lm.text.rules import Rules, clean, control_heads, filter_texts, is_repetitive, last_sentence_end
 from hypothesis import given
 from hypothesis import strategies as st
-
-from lm.text.rules import Rules, clean, control_heads, filter_texts, is_repetitive, last_sentence_end
 
 HEADS = ("Product:", "Rating:", "Review:")
 

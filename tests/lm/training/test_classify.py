@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from fedduet.lm import progress
+from fedduet.lm.models.load import load_classifier, trainable
+from fedduet.lm.models.save import save_model
+from fedduet.lm.training import classify
+from fedduet.lm.training.classify import (
+    Examples,
+    SLMConfig,
+    planned_training_steps,
+    predict_probabilities,
+    prepare_classifier,
+    train_classifier,
+)
 from transformers import AutoModelForSequenceClassification
-
-from lm import progress
-from lm.models.load import load_classifier, trainable
-from lm.models.save import save_model
-from lm.training import classify
-from lm.training.classify import Examples, SLMConfig, planned_training_steps, predict_probabilities, prepare_classifier, train_classifier
 
 GOOD, BAD = "the film was nice", "the film was awful"
 FAST = {"path": "x", "precision": "fp32", "batch_size": 8, "max_tokens": 16, "learning_rate": 5e-3}

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-
-from lm.training.objectives import dpo_loss, group_advantages, kl_estimate, mean_of_texts, policy_gradient_loss, preference_pairs
+from fedduet.lm.training.objectives import dpo_loss, group_advantages, kl_estimate, mean_of_texts, policy_gradient_loss, preference_pairs
 
 
 def two_tokens(theta, tokens):

@@ -4,17 +4,16 @@ import json
 
 import pytest
 import torch
+from fedduet.conf.check import ConfigError
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.training.causal import encode_pairs, train_causal
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.reward import LIKELIHOOD, RewardConfig, StepRewards
+from fedduet.lm.training.reward_training import RewardTraining, fit_likelihood, train_reward
+from fedduet.lm.training.step_labels import LabelledSolution, label_steps
+from fedduet.lm.training.tune import answer_logprobs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTokenClassification
-
-from conf.check import ConfigError
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.training.causal import encode_pairs, train_causal
-from lm.training.classify import SLMConfig
-from lm.training.reward import LIKELIHOOD, RewardConfig, StepRewards
-from lm.training.reward_training import RewardTraining, fit_likelihood, train_reward
-from lm.training.step_labels import LabelledSolution, label_steps
-from lm.training.tune import answer_logprobs
 
 GOOD, BAD = "very good", "so bad"
 

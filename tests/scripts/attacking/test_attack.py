@@ -4,14 +4,13 @@ import json
 import math
 
 import pytest
-
-from conf.check import ConfigError
-from lm.decoding.sample import sample_texts
-from lm.models.load import load_causal_lm, load_tokenizer
-from lm.training.causal import train_causal
-from lm.training.classify import SLMConfig
-from scripts.attacking.attack import Site, attack_members, attack_secrets, main, open_site
-from wire.messages import LabelledTexts
+from fedduet.conf.check import ConfigError
+from fedduet.lm.decoding.sample import sample_texts
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.lm.training.causal import train_causal
+from fedduet.lm.training.classify import SLMConfig
+from fedduet.scripts.attacking.attack import Site, attack_members, attack_secrets, main, open_site
+from fedduet.wire.messages import LabelledTexts
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """`fedduet audit` on tiny models: three audits under the claim, and a mechanism without noise that is caught."""
 
+import fedduet.lm.dp.dpsgd
+import fedduet.scripts.attacking.audit
+import fedduet.scripts.attacking.audit_scores
 import pytest
-
-import lm.dp.dpsgd
-import scripts.attacking.audit
-import scripts.attacking.audit_scores
-from conf.check import ConfigError
-from lm.randomness import SeededNoise
-from scripts.attacking.audit import main
+from fedduet.conf.check import ConfigError
+from fedduet.lm.randomness import SeededNoise
+from fedduet.scripts.attacking.audit import main
 
 
 @pytest.fixture

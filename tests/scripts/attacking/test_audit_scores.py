@@ -1,12 +1,11 @@
 """Audits of protected scores, whole and broken; the broken forms live here only."""
 
+import fedduet.scripts.attacking.audit_scores
 import pytest
-
-import scripts.attacking.audit_scores
-from clients.vault import feedback
-from lm.dp.accounting import noise_multiplier_for
-from lm.randomness import SeededNoise
-from scripts.attacking.audit_scores import audit_releases, audit_scores, released_by_scorer, released_by_votes
+from fedduet.clients.vault import feedback
+from fedduet.lm.dp.accounting import noise_multiplier_for
+from fedduet.lm.randomness import SeededNoise
+from fedduet.scripts.attacking.audit_scores import audit_releases, audit_scores, released_by_scorer, released_by_votes
 
 DELTA, CANARIES, CLAIM = 1e-5, 4000, 3.0
 FORMS = {"votes": (released_by_votes, 1), "gaussian": (released_by_scorer, feedback.STEPS)}

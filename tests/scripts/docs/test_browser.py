@@ -6,11 +6,11 @@
 import json
 
 import pytest
+from fedduet.scripts.docs.browser import SCHEMES, SIZES, NoBrowser, chromium, opened
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.reporting.page import write_page
 
-import conf
-from scripts.docs.browser import SCHEMES, SIZES, NoBrowser, chromium, opened
-from scripts.launching.launch import launch
-from scripts.reporting.page import write_page
+from fedduet import conf
 
 pytestmark = pytest.mark.browser
 

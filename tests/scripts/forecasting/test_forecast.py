@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.forecasting import pilot
+from fedduet.scripts.forecasting.forecast import forecast, main
+from fedduet.scripts.forecasting.work import Rows, work
+from fedduet.scripts.launching.launch import launch
 
-import conf
-from conf.check import ConfigError
-from scripts.forecasting import pilot
-from scripts.forecasting.forecast import forecast, main
-from scripts.forecasting.work import Rows, work
-from scripts.launching.launch import launch
+from fedduet import conf
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
 WORLD = Rows(dict.fromkeys("abcd", 40), dict.fromkeys("abcd", 400), 2, dict.fromkeys("abcd", 40))

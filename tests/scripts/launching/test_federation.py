@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from fedduet.conf.check import ConfigError, check
+from fedduet.scripts.launching.federation import FederationConfig, check_ray, ray_backend
 
-import conf
-from conf.check import ConfigError, check
-from scripts.launching.federation import FederationConfig, check_ray, ray_backend
+from fedduet import conf
 
 ROOT = Path(__file__).parents[3]
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
@@ -70,7 +70,7 @@ def test_a_run_on_a_standing_ray_leaves_it_standing(overrides, tmp_path):
             assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "ray.log").read_text()
             time.sleep(0.3)
         common = [entry for entry in overrides if not entry.startswith("federation")]
-        command = [sys.executable, "-m", "scripts.run", *common, OFF, f"federation.ray_address='127.0.0.1:{port}'"]
+        command = [sys.executable, "-m", "fedduet.scripts.run", *common, OFF, f"federation.ray_address='127.0.0.1:{port}'"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         assert head.poll() is None

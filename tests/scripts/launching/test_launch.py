@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.launching.launch import launch
+from fedduet.strategies.run.sites import TooFewSites
+from fedduet.tasks.builtin.world import world_records
 
-import conf
-from clients.vault.budget.ledger import Ledger
-from conf.check import ConfigError
-from scripts.launching.launch import launch
-from strategies.run.sites import TooFewSites
-from tasks.builtin.world import world_records
+from fedduet import conf
 
 
 def run(overrides, *more):

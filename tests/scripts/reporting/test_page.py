@@ -8,13 +8,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.reporting.charts import ticks
+from fedduet.scripts.reporting.page import main, write_page
+from fedduet.tasks.builtin.world import world_records
 
-import conf
-from conf.check import ConfigError
-from scripts.launching.launch import launch
-from scripts.reporting.charts import ticks
-from scripts.reporting.page import main, write_page
-from tasks.builtin.world import world_records
+from fedduet import conf
 
 
 class Tags(HTMLParser):

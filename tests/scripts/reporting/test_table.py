@@ -3,9 +3,8 @@
 import json
 
 import pytest
-
-from conf.check import ConfigError
-from scripts.reporting.table import main, read_summaries, table
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.reporting.table import main, read_summaries, table
 
 
 def summary(local, fdkt, pooled):

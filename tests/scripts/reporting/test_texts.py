@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.reporting.texts import _nearest, samples, scores
+from fedduet.scripts.reporting.texts import _nearest, samples, scores
 
 
 def write(folder, name, rows):

@@ -4,12 +4,12 @@ import json
 from collections import Counter
 
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.launching.launch import launch
+from fedduet.scripts.reporting.trackers import Tracking, TrackingConfig, checked, figures, flat, main, sinks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import conf
-from conf.check import ConfigError
-from scripts.launching.launch import launch
-from scripts.reporting.trackers import Tracking, TrackingConfig, checked, figures, flat, main, sinks
+from fedduet import conf
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
 

@@ -8,18 +8,17 @@ import subprocess
 import sys
 
 import pytest
-
-from conf.check import ConfigError
-from scripts.sweeping.page import page
-from scripts.sweeping.plan import is_sweep, job_name, plan, run_job, state
-from scripts.sweeping.report import conclude, main
-from scripts.sweeping.rows import read_jobs, rows, table
+from fedduet.conf.check import ConfigError
+from fedduet.scripts.sweeping.page import page
+from fedduet.scripts.sweeping.plan import is_sweep, job_name, plan, run_job, state
+from fedduet.scripts.sweeping.report import conclude, main
+from fedduet.scripts.sweeping.rows import read_jobs, rows, table
 
 OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
 
 
 def fedduet(*arguments):
-    command = [sys.executable, "-m", "scripts.run", *arguments]
+    command = [sys.executable, "-m", "fedduet.scripts.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, env=os.environ | {"COLUMNS": "200"})
 
 

@@ -11,20 +11,19 @@ import httpx
 import pytest
 import torch
 import uvicorn
+from fedduet.conf.check import ConfigError
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.scripts.gateway import main
+from fedduet.server.gateway.access import Keys, RateLimit
+from fedduet.server.gateway.app import Gateway, GatewayConfig, gateway_app
+from fedduet.server.gateway.protocol import Refused
+from fedduet.server.llm.base import Request
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.llm.load import load_llm
+from fedduet.server.llm.top_logprobs import top_logprobs
+from fedduet.server.llm.transformers_engine import TransformersLLM
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from conf.check import ConfigError
-from lm.models.load import load_causal_lm, load_tokenizer
-from scripts.gateway import main
-from server.gateway.access import Keys, RateLimit
-from server.gateway.app import Gateway, GatewayConfig, gateway_app
-from server.gateway.protocol import Refused
-from server.llm.base import Request
-from server.llm.config import LLMConfig
-from server.llm.load import load_llm
-from server.llm.top_logprobs import top_logprobs
-from server.llm.transformers_engine import TransformersLLM
 
 KEY = "key-of-the-first-site-0123456789"
 LIMITS = GatewayConfig(requests_per_minute=100_000, tokens_per_minute=10**9, most_bytes=50_000, most_logprobs=600, most_choices=40)

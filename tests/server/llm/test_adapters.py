@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
+from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig
+from fedduet.server.llm.base import Example, Rated, Request, Tunes
+from fedduet.server.llm.transformers_engine import TransformersLLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from lm.training.tune_config import ExamplesConfig, PolicyConfig
-from server.llm.base import Example, Rated, Request, Tunes
-from server.llm.transformers_engine import TransformersLLM
 
 PROMPT = "Product: lamps\nRating: positive\nReview:"
 FAST = {"learning_rate": 5e-3, "rank": 4, "alpha": 8.0}

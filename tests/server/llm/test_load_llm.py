@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fedduet.conf.check import ConfigError, check
+from fedduet.server.llm.base import Request
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.llm.load import _dtype, check_llm, load_llm
 from transformers import BertConfig, BertModel
 
-import conf
-from conf.check import ConfigError, check
-from server.llm.base import Request
-from server.llm.config import LLMConfig
-from server.llm.load import _dtype, check_llm, load_llm
+from fedduet import conf
 
 
 def refusal(**values):
@@ -117,5 +117,5 @@ def test_configuration_files_are_valid_and_agree_with_the_defaults(name):
 
 
 def test_the_interface_and_the_endpoint_engine_import_no_torch():
-    program = "import sys, server.llm.load, server.llm.openai_engine, server.llm.scripted; sys.exit('torch' in sys.modules)"
+    program = "import sys, fedduet.server.llm.load, fedduet.server.llm.openai_engine, fedduet.server.llm.scripted; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(conf.__file__).parent.parent, check=False).returncode == 0

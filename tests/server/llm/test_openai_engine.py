@@ -15,15 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from fedduet.conf.check import ConfigError
+from fedduet.server.llm.base import LLM, ChatTurn, Request
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.llm.load import load_llm
+from fedduet.server.llm.openai_engine import Endpoint, OpenAILLM
+from fedduet.server.llm.response_cache import ResponseCache
+from fedduet.server.llm.transformers_engine import TransformersLLM
 from transformers.utils.import_utils import is_serve_available
-
-from conf.check import ConfigError
-from server.llm.base import LLM, ChatTurn, Request
-from server.llm.config import LLMConfig
-from server.llm.load import load_llm
-from server.llm.openai_engine import Endpoint, OpenAILLM
-from server.llm.response_cache import ResponseCache
-from server.llm.transformers_engine import TransformersLLM
 
 KEY = "sk-very-secret-0123456789"
 
@@ -289,8 +288,8 @@ def test_errors_are_not_kept_and_answers_are_kept_as_they_come(tmp_path):
 
 def test_a_killed_run_keeps_what_it_paid_for(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from server.llm.config import LLMConfig; from server.llm.load import load_llm\n"
-        "from server.llm.base import Request\n"
+        "import sys; from pathlib import Path; from fedduet.server.llm.config import LLMConfig; from fedduet.server.llm.load import load_llm\n"
+        "from fedduet.server.llm.base import Request\n"
         "llm = load_llm(LLMConfig(engine='openai', base_url=sys.argv[1], model='m', form='completion', concurrency=1), Path(sys.argv[2]))\n"
         "llm.generate([Request(str(i)) for i in range(6)])"
     )

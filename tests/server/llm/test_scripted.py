@@ -1,12 +1,11 @@
 """The scripted engine: lists, patterns, callables, endings, and what a script file may not be."""
 
 import pytest
-
-from conf.check import ConfigError
-from server.llm.base import LLM, ChatTurn, Request
-from server.llm.config import LLMConfig
-from server.llm.load import load_llm
-from server.llm.scripted import ScriptedLLM
+from fedduet.conf.check import ConfigError
+from fedduet.server.llm.base import LLM, ChatTurn, Request
+from fedduet.server.llm.config import LLMConfig
+from fedduet.server.llm.load import load_llm
+from fedduet.server.llm.scripted import ScriptedLLM
 
 
 def test_a_list_is_given_in_turn_and_ends_in_an_error():

@@ -6,12 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from fedduet.lm.decoding.llama import LlamaStepper, is_plain_llama
+from fedduet.server.llm import transformers_engine
+from fedduet.server.llm.base import LLM, ChatTurn, Request, ScoresText
+from fedduet.server.llm.transformers_engine import TransformersLLM
 from peft import LoraConfig, get_peft_model
-
-from lm.decoding.llama import LlamaStepper, is_plain_llama
-from server.llm import transformers_engine
-from server.llm.base import LLM, ChatTurn, Request, ScoresText
-from server.llm.transformers_engine import TransformersLLM
 
 PROMPTS = ["the camera", "I would not buy this phone again .", "good", "battery is bad and the", "é", "0 1 2 3", "the phone takes"]
 

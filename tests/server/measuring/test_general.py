@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-
-from conf.check import ConfigError
-from server.measuring.general import General, GeneralConfig, GeneralMeasure, Question, fell, load_general, measure_general
+from fedduet.conf.check import ConfigError
+from fedduet.server.measuring.general import General, GeneralConfig, GeneralMeasure, Question, fell, load_general, measure_general
 
 WORDS = [f"word{n}" for n in range(18)]
 
@@ -41,9 +40,8 @@ class Scorer:
 
 
 def test_perplexity_is_the_models_own(tiny_model):
+    from fedduet.server.llm.transformers_engine import TransformersLLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from server.llm.transformers_engine import TransformersLLM
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
     llm = TransformersLLM(model, tokenizer, name="tiny", form="completion", context=128)
@@ -121,7 +119,7 @@ def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, change, said):
 
 
 def test_the_built_in_worlds_neutral_text_holds_no_private_word_and_none_is_asked_for_by_null():
-    from tasks.builtin import world_words
+    from fedduet.tasks.builtin import world_words
 
     general = load_general(GeneralConfig(texts="builtin:world"), 0)
     private = {domain.product for domain in world_words.PRIVATE} | {domain.name for domain in world_words.PRIVATE}
@@ -131,7 +129,7 @@ def test_the_built_in_worlds_neutral_text_holds_no_private_word_and_none_is_aske
 
 
 def test_an_engine_that_cannot_score_is_an_error_with_the_way_out():
-    from server.llm.scripted import ScriptedLLM
+    from fedduet.server.llm.scripted import ScriptedLLM
 
     with pytest.raises(ConfigError, match=r"strategy.general.texts=null"):
         measure_general(ScriptedLLM([]), General(("a b",), (), (), 8))

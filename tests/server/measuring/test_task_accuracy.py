@@ -2,25 +2,24 @@
 
 import numpy as np
 import pytest
+from fedduet.conf.check import ConfigError, check
+from fedduet.server.measuring.simulated import simulated_splits
+from fedduet.server.measuring.task_accuracy import asking, label_probabilities, llm_accuracy, task_examples
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.load import build_task
+from fedduet.tasks.task import Record, Task
+from fedduet.tasks.wording.prompts import task_answer, task_prompt
+from fedduet.wire.messages import LabelledTexts
 
-import conf
-from conf.check import ConfigError, check
-from server.measuring.simulated import simulated_splits
-from server.measuring.task_accuracy import asking, label_probabilities, llm_accuracy, task_examples
-from tasks.config import TaskConfig
-from tasks.data.load import build_task
-from tasks.task import Record, Task
-from tasks.wording.prompts import task_answer, task_prompt
-from wire.messages import LabelledTexts
+from fedduet import conf
 
 WORLD = Task("world", ("negative", "positive"), {"coffee": "coffee"})
 
 
 @pytest.fixture
 def llm(tiny_model):
+    from fedduet.server.llm.transformers_engine import TransformersLLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from server.llm.transformers_engine import TransformersLLM
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
     return TransformersLLM(model, tokenizer, name="tiny", form="completion", context=96)

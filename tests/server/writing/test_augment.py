@@ -5,14 +5,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-
-from conf.check import ConfigError
-from server.llm.scripted import ScriptedLLM
-from server.writing.augment import AugmentConfig, augment, stops
-from server.writing.curate import Demonstration
-from server.writing.shots import ShotQueue
-from tasks.config import CHAT_AUGMENT, CHAT_SYSTEM
-from tasks.task import Prompts, Task
+from fedduet.conf.check import ConfigError
+from fedduet.server.llm.scripted import ScriptedLLM
+from fedduet.server.writing.augment import AugmentConfig, augment, stops
+from fedduet.server.writing.curate import Demonstration
+from fedduet.server.writing.shots import ShotQueue
+from fedduet.tasks.config import CHAT_AUGMENT, CHAT_SYSTEM
+from fedduet.tasks.task import Prompts, Task
 
 TASK = Task("reviews", ("negative", "positive"), {"a": "kitchen"}, prompts=Prompts(CHAT_SYSTEM, CHAT_AUGMENT))
 WORDS = [f"thing{letter}" for letter in "abcdefghijklmnopqrst"]

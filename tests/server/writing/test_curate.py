@@ -7,16 +7,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from fedduet.conf.check import ConfigError, check
+from fedduet.server.llm.scripted import ScriptedLLM
+from fedduet.server.llm.transformers_engine import TransformersLLM
+from fedduet.server.writing.curate import CurateConfig, Demonstration, curate
+from fedduet.server.writing.grouping import group_by_similarity, nearest_neighbours
+from fedduet.server.writing.likelihood import label_likelihoods, least_posterior, open_document
+from fedduet.tasks.config import CHAT_JUDGE
+from fedduet.tasks.task import Prompts, Task
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from conf.check import ConfigError, check
-from server.llm.scripted import ScriptedLLM
-from server.llm.transformers_engine import TransformersLLM
-from server.writing.curate import CurateConfig, Demonstration, curate
-from server.writing.grouping import group_by_similarity, nearest_neighbours
-from server.writing.likelihood import label_likelihoods, least_posterior, open_document
-from tasks.config import CHAT_JUDGE
-from tasks.task import Prompts, Task
 
 TASK = Task("reviews", ("negative", "positive"), {"a": "kitchen"}, prompts=Prompts(chat_judge=CHAT_JUDGE))
 GOOD, BAD = {"sharp", "great", "love"}, {"broken", "poor", "hate"}

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-
-from strategies.config import FDKTConfig
-from strategies.fedavg import weighted_mean
-from strategies.run.moves import concatenate, gap_closed, merge, shared_by_all
-from wire.messages import LabelledTexts
+from fedduet.strategies.config import FDKTConfig
+from fedduet.strategies.fedavg import weighted_mean
+from fedduet.strategies.run.moves import concatenate, gap_closed, merge, shared_by_all
+from fedduet.wire.messages import LabelledTexts
 
 
 def test_weighted_mean_is_by_rows():

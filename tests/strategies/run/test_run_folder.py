@@ -3,8 +3,7 @@
 import json
 
 import pytest
-
-from strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.run_folder import RunFolder
 
 
 def test_a_phase_is_computed_once_over_two_starts(tmp_path):

@@ -4,14 +4,13 @@ import json
 import time
 
 import pytest
+from fedduet.scripts.launching.inprocess import InProcessGrid
+from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.sites import Sites, SitesConfig, TooFewSites
+from fedduet.wire.codec import pack, unpack
+from fedduet.wire.messages import Evaluate, Evaluated, Introduce, Introduced, Refused
 from flwr.app import Message
 from flwr.clientapp import ClientApp
-
-from scripts.launching.inprocess import InProcessGrid
-from strategies.run.run_folder import RunFolder
-from strategies.run.sites import Sites, SitesConfig, TooFewSites
-from wire.codec import pack, unpack
-from wire.messages import Evaluate, Evaluated, Introduce, Introduced, Refused
 
 NAMES = ("coffee", "tents")
 

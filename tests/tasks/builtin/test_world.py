@@ -7,13 +7,9 @@ import re
 from collections import Counter
 
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-
-from conf.check import ConfigError
-from tasks.builtin import world_words as words
-from tasks.builtin.world import (
+from fedduet.conf.check import ConfigError
+from fedduet.tasks.builtin import world_words as words
+from fedduet.tasks.builtin.world import (
     LABELS,
     PRIVATE_DOMAINS,
     PUBLIC_DOMAINS,
@@ -23,6 +19,9 @@ from tasks.builtin.world import (
     public_documents,
     world_records,
 )
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 
 def vocabulary(texts) -> set[str]:

@@ -8,14 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from fedduet.conf.check import ConfigError, check
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data import partition as part
+from fedduet.tasks.data.load import build_task, check_data, client_names, load_client, load_clients, load_pooled
+from fedduet.tasks.data.read import Columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from conf.check import ConfigError, check
-from tasks.config import TaskConfig
-from tasks.data import partition as part
-from tasks.data.load import build_task, check_data, client_names, load_client, load_clients, load_pooled
-from tasks.data.read import Columns
 
 LABELS = {0: "negative", 1: "positive"}
 
@@ -328,8 +327,7 @@ def test_a_local_data_set_folder_through_datasets(tmp_path):
 @pytest.mark.usefixtures("no_cache_at_home")
 def test_class_labels_of_a_data_set_by_number_and_by_name(tmp_path):
     import datasets
-
-    from tasks.data.hub import read_hub
+    from fedduet.tasks.data.hub import read_hub
 
     (tmp_path / "set").mkdir()
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})

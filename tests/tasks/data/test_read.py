@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
-
-from conf.check import ConfigError
-from tasks.data.read import Columns, read_rows
-from tasks.labels import raw_value
+from fedduet.conf.check import ConfigError
+from fedduet.tasks.data.read import Columns, read_rows
+from fedduet.tasks.labels import raw_value
 
 # --- raw values -------------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from fedduet.tasks.config import CHAT_AUGMENT, CHAT_JUDGE, CHAT_SYSTEM
+from fedduet.tasks.task import Prompts, Record, Task
+from fedduet.tasks.wording.prompts import augment_prompt, fill, judge_prompt, parse_generated, parse_judgement
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tasks.config import CHAT_AUGMENT, CHAT_JUDGE, CHAT_SYSTEM
-from tasks.task import Prompts, Record, Task
-from tasks.wording.prompts import augment_prompt, fill, judge_prompt, parse_generated, parse_judgement
 
 TASK = Task("t", ("negative", "positive"), {"a": "kitchen"}, prompts=Prompts(CHAT_SYSTEM, CHAT_AUGMENT, CHAT_JUDGE, ""))
 DEMONSTRATIONS = (Record("it broke", 0, "kitchen"), Record("i love\n\nthis pan", 1, "kitchen"))
@@ -168,7 +167,7 @@ def test_judgements_are_read_and_unreadable_is_none(answer, expected):
      ("\u00b2", None)],
 )  # fmt: skip
 def test_a_float_label_is_not_read_by_its_first_character(label, expected):
-    from tasks.wording.parse import label_index
+    from fedduet.tasks.wording.parse import label_index
 
     assert label_index(TASK, label) == expected
 

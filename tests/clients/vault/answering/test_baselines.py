@@ -4,11 +4,10 @@ import zlib
 from dataclasses import replace
 
 import pytest
-
-from clients.vault.answering.baselines import BASELINES, Baseline, sample_many
-from clients.vault.answering.search import SearchConfig
-from clients.vault.answering.solving import Form
-from clients.vault.answering.writers import Step
+from fedduet.clients.vault.answering.baselines import BASELINES, Baseline, sample_many
+from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.solving import Form
+from fedduet.clients.vault.answering.writers import Step
 
 FORM = Form(prompt=lambda question, steps: "\n".join([question, *steps, ""]), answer=lambda text: text.splitlines()[-1], key=float)
 

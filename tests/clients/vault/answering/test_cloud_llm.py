@@ -11,18 +11,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import uvicorn
-
-from clients.vault.answering.cloud_fusion import RemoteFusion
-from clients.vault.answering.cloud_llm import Remote, RemoteConfig, RemoteFailed
-from clients.vault.answering.whole_steps import Degrading, WholeStepWriter
-from clients.vault.answering.writers import StepAsk, TokenWriter, local_writers
-from lm.decoding.decode import Ask, decode
-from lm.decoding.fusion import FusedStepper, proxy_tuned, slm_pair
-from lm.decoding.stepper import AnyStepper, stepper
-from lm.models.load import load_causal_lm, load_tokenizer
-from server.gateway.access import Keys
-from server.gateway.app import Gateway, GatewayConfig, gateway_app
-from server.llm.transformers_engine import TransformersLLM
+from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
+from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig, RemoteFailed
+from fedduet.clients.vault.answering.whole_steps import Degrading, WholeStepWriter
+from fedduet.clients.vault.answering.writers import StepAsk, TokenWriter, local_writers
+from fedduet.lm.decoding.decode import Ask, decode
+from fedduet.lm.decoding.fusion import FusedStepper, proxy_tuned, slm_pair
+from fedduet.lm.decoding.stepper import AnyStepper, stepper
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+from fedduet.server.gateway.access import Keys
+from fedduet.server.gateway.app import Gateway, GatewayConfig, gateway_app
+from fedduet.server.llm.transformers_engine import TransformersLLM
 
 KEY = "key-of-the-first-site-0123456789"
 QUESTIONS = ["the grinder", "a very good tent and", "coffee is", "no", "it was fine"]
@@ -310,7 +309,7 @@ def test_nobody_there_and_endless_answers(monkeypatch):
         free.bind(("127.0.0.1", 0))
         with reaching(f"http://127.0.0.1:{free.getsockname()[1]}/v1") as remote, pytest.raises(RemoteFailed, match="Unreachable: Connect"):
             remote.look([(3,)], [1])
-    monkeypatch.setattr("clients.vault.answering.cloud_llm.MOST_BYTES", 10_000)
+    monkeypatch.setattr("fedduet.clients.vault.answering.cloud_llm.MOST_BYTES", 10_000)
     endless = lying(lambda path, body: (200, (b" " * 4096 for _ in range(10**9))))
     with endless as url, reaching(url, model="m") as remote, pytest.raises(RemoteFailed, match="larger than 10000 bytes"):
         remote.look([(3,)], [1])

@@ -6,12 +6,11 @@ import zlib
 from dataclasses import replace
 
 import pytest
-
-from clients.vault.answering.search import SearchConfig, search_many
-from clients.vault.answering.solving import Form
-from clients.vault.answering.tree import Tree, bound, uct
-from clients.vault.answering.writers import Step
-from conf.check import ConfigError, check
+from fedduet.clients.vault.answering.search import SearchConfig, search_many
+from fedduet.clients.vault.answering.solving import Form
+from fedduet.clients.vault.answering.tree import Tree, bound, uct
+from fedduet.clients.vault.answering.writers import Step
+from fedduet.conf.check import ConfigError, check
 
 FORM = Form(
     prompt=lambda question, steps: "\n".join([question, *steps, ""]),

@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from clients.vault.answering.search import SearchConfig, search_many
-from clients.vault.answering.solving import Form
-from clients.vault.answering.whole_steps import Completed, Degrading, WholeStepWriter
-from clients.vault.answering.writers import Step, StepAsk, TokenWriter, local_writers
-from lm.decoding.decode import Ask, decode
-from lm.decoding.fusion import proxy_tuned, slm_pair
-from lm.decoding.stepper import stepper
-from lm.models.batch import encode_prompt
-from lm.models.load import attach_lora, load_causal_lm, load_tokenizer, trainable
+from fedduet.clients.vault.answering.search import SearchConfig, search_many
+from fedduet.clients.vault.answering.solving import Form
+from fedduet.clients.vault.answering.whole_steps import Completed, Degrading, WholeStepWriter
+from fedduet.clients.vault.answering.writers import Step, StepAsk, TokenWriter, local_writers
+from fedduet.lm.decoding.decode import Ask, decode
+from fedduet.lm.decoding.fusion import proxy_tuned, slm_pair
+from fedduet.lm.decoding.stepper import stepper
+from fedduet.lm.models.batch import encode_prompt
+from fedduet.lm.models.load import attach_lora, load_causal_lm, load_tokenizer, trainable
 
 QUESTIONS = ["the grinder", "a very good tent and", "coffee is", "no", "it was fine"]
 

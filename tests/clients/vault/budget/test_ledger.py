@@ -13,10 +13,9 @@ import threading
 from pathlib import Path
 
 import pytest
-
-from clients.vault.budget.journal import START, chained
-from clients.vault.budget.ledger import BudgetError, Ledger, LedgerError
-from lm.dp.accounting import Event, compose, noise_multiplier_for
+from fedduet.clients.vault.budget.journal import START, chained
+from fedduet.clients.vault.budget.ledger import BudgetError, Ledger, LedgerError
+from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
 
 DELTA = 1e-5
 RATE, STEPS = 0.064, 157
@@ -39,7 +38,7 @@ def lines(ledger: Ledger) -> list[dict]:
 
 def process(code: str, *arguments: object) -> subprocess.Popen:
     """A Python process that runs `code` with the ledger's names imported and its arguments in `sys.argv`."""
-    head = "import os, signal, sys, time\nfrom clients.vault.budget.ledger import *\nfrom lm.dp.accounting import Event\n"
+    head = "import os, signal, sys, time\nfrom fedduet.clients.vault.budget.ledger import *\nfrom fedduet.lm.dp.accounting import Event\n"
     head += "VOTE = Event.gaussian(20.0)\nledger = Ledger(sys.argv[1], 8.0, 1e-5)\n"
     command = [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

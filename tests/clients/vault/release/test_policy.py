@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from clients.vault.release.policy import (
+from fedduet.clients.vault.release.policy import (
     Policy,
     PolicyError,
     check_answer,
@@ -16,8 +15,8 @@ from clients.vault.release.policy import (
     check_synthesize,
     delta_for,
 )
-from conf.check import ConfigError, check
-from wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
+from fedduet.conf.check import ConfigError, check
+from fedduet.wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
 
 N = 1000
 
