@@ -15,15 +15,24 @@ def handle(message: Message, context: Context) -> Message:
         request, arrays = unpack(message.content)
     except WireError as failure:
         return Message(pack(Refused(str(failure), "request")), reply_to=message)
-    if url := context.node_config.get("vault"):  # a real site: its data is opened by a process of its own
+    # a real site: its data is opened by a process of its own
+    if url := context.node_config.get("vault"):
         answer, returned = ask_remote(str(url), request, arrays)
     elif "partition-id" in context.node_config:
-        from fedduet.clients.simulated import simulated_vault  # imports torch, which a courier does not need
+        # imports torch, which a courier does not need
+        from fedduet.clients.simulated import simulated_vault
         from fedduet.clients.vault.dispatch import ask
 
-        answer, returned = ask(simulated_vault(context, isinstance(request, Learn) and request.scope == "pooled"), request, arrays)
+        answer, returned = ask(
+            simulated_vault(context, isinstance(request, Learn) and request.scope == "pooled"),
+            request,
+            arrays,
+        )
     else:  # a real site's data must not be opened by code that the server ships
-        reason = "this node names no vault; start its SuperNode with --node-config \"vault='unix:///path/to/socket'\""
+        reason = (
+            "this node names no vault; start its SuperNode with --node-config"
+            " \"vault='unix:///path/to/socket'\""
+        )
         answer, returned = Refused(reason, "request"), None
     return Message(pack(answer, returned), reply_to=message)
 

@@ -1,4 +1,5 @@
-"""Vaults for simulation: opened from the run's configuration, one for each partition, a few kept open in each process."""
+"""Vaults for simulation: opened from the run's configuration, one for each partition, a few kept
+open in each process."""
 
 from __future__ import annotations
 
@@ -26,17 +27,23 @@ POOLED_FOLDER = "_pooled"  # of the upper bound; no site's folder starts so
 
 
 def simulated_vault(context: Context, pooled: bool = False) -> AnyVault:
-    """The vault of the virtual node in `context`; `pooled`: the upper bound's, which holds all sites' records."""
+    """The vault of the virtual node in `context`; `pooled`: the upper bound's, which holds all
+    sites' records."""
     config = context.run_config.get("config") or conf.dump(conf.from_run_config(context.run_config))
-    return _open(str(config), -1 if pooled else int(context.node_config["partition-id"]), context.run_id)
+    return _open(
+        str(config), -1 if pooled else int(context.node_config["partition-id"]), context.run_id
+    )
 
 
 def site_folder(client: str) -> str:
-    """`client` as the name of its folder: itself where it is a plain name, else a hash; a client column may hold anything, `../x` too."""
+    """`client` as the name of its folder: itself where it is a plain name, else a hash; a client
+    column may hold anything, `../x` too."""
     return client if is_name(client) else f"site-{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
-def simulated_site(config: Mapping[str, Any], client: str, folder: Path, sites: Path, pooled: bool = False) -> SiteConfig:
+def simulated_site(
+    config: Mapping[str, Any], client: str, folder: Path, sites: Path, pooled: bool = False
+) -> SiteConfig:
     """The site of `client` as a run's configuration has it, with its state in `folder`."""
     slm, generator, privacy = site_settings(config)
     return SiteConfig(
@@ -57,7 +64,8 @@ def simulated_site(config: Mapping[str, Any], client: str, folder: Path, sites: 
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system, which glibc else keeps in pieces: half a MiB for each site that a process has served."""
+    """Returns freed memory to the system, which glibc else keeps in pieces: half a MiB for each
+    site that a process has served."""
     with contextlib.suppress(OSError, AttributeError):  # another C library, which has no such call
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -70,9 +78,17 @@ def _open(dumped: str, partition: int, run_id: int) -> AnyVault:
         torch.set_num_threads(max(1, round(float(config["federation"]["cpus_per_client"]))))
     names = names_of(check_task(config["task"]))
     if partition >= len(names):
-        raise ConfigError(f"this node is number {partition + 1}, but the task has {len(names)} clients: {', '.join(names)}")
-    run_folder = config["run"]["folder"] or f"runs/flower-{run_id}"  # without a folder every run's sites start anew
+        raise ConfigError(
+            f"this node is number {partition + 1}, but the task has {len(names)} clients:"
+            f" {', '.join(names)}"
+        )
+    # without a folder every run's sites start anew
+    run_folder = config["run"]["folder"] or f"runs/flower-{run_id}"
     sites = Path(config["federation"]["state_folder"] or Path(run_folder) / "sites")
     if partition < 0:
-        return open_vault(simulated_site(config, "pooled", sites / POOLED_FOLDER, sites, pooled=True))
-    return open_vault(simulated_site(config, names[partition], sites / site_folder(names[partition]), sites))
+        return open_vault(
+            simulated_site(config, "pooled", sites / POOLED_FOLDER, sites, pooled=True)
+        )
+    return open_vault(
+        simulated_site(config, names[partition], sites / site_folder(names[partition]), sites)
+    )

@@ -1,4 +1,5 @@
-"""The Hydra configuration tree, and how a run's configuration is composed from it or handed over as one string."""
+"""The Hydra configuration tree, and how a run's configuration is composed from it or handed over as
+one string."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ BUILTIN = "builtin:"
 
 
 def _builtin_or(path: str, builtin: Any, other: Any) -> Any:
-    """In YAML: ${builtin_or:PATH,A,B} is A for a model of the built-in world and B for any other."""
+    """In YAML: ${builtin_or:PATH,A,B} is A for a model of the built-in world and B for any
+    other."""
     return builtin if str(path).startswith(BUILTIN) else other
 
 
@@ -22,15 +24,20 @@ OmegaConf.register_new_resolver("builtin_or", _builtin_or, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration tree for Hydra `overrides`, as plain dicts. Raises ConfigError for an unknown group choice or key."""
+    """The configuration tree for Hydra `overrides`, as plain dicts. Raises ConfigError for an
+    unknown group choice or key."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():  # within another @hydra.main, e.g. a sweep
-        return OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
+        return OmegaConf.to_container(
+            hydra_compose("config", overrides=list(overrides)), resolve=True
+        )
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True)
+        return OmegaConf.to_container(
+            hydra_compose("config", overrides=list(overrides)), resolve=True
+        )
 
 
 def choices(group: str) -> list[str]:
@@ -47,22 +54,28 @@ def keys(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def dump(config: Mapping[str, Any]) -> str:
-    """A composed configuration as one string, the form in which it travels in Flower's run config."""
+    """A composed configuration as one string, the form in which it travels in Flower's run
+    config."""
     return json.dumps(config)
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a Flower run.
 
-    `config` holds a dumped tree (our launcher), `overrides` one string of Hydra overrides (`flwr run`, `flower-simulation`); any other
-    key is itself an override, e.g. `strategy = "fdkt"`, `privacy.epsilon = 8`.
+    `config` holds a dumped tree (our launcher), `overrides` one string of Hydra overrides
+    (`flwr run`, `flower-simulation`); any other key is itself an override, e.g.
+    `strategy = "fdkt"`, `privacy.epsilon = 8`.
     """
     import shlex
 
     if run_config.get("config"):
         return json.loads(run_config["config"])
     overrides = shlex.split(str(run_config.get("overrides", "")))
-    overrides += [f"{key}={_literal(value)}" for key, value in run_config.items() if key not in ("config", "overrides") and value != ""]
+    overrides += [
+        f"{key}={_literal(value)}"
+        for key, value in run_config.items()
+        if key not in ("config", "overrides") and value != ""
+    ]
     return compose(overrides)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a phase; `figures` are numbers worth showing beside it (a loss, tokens per second)."""
+    """`done` of `total` units of a phase; `figures` are numbers worth showing beside it (a loss,
+    tokens per second)."""
 
     phase: str
     done: int
@@ -21,17 +22,20 @@ class Progress:
 
 Listener = Callable[[Progress], None]
 _everyone: list[Listener | None] = [None]  # the process-wide listener
-_here: ContextVar[Listener | None] = ContextVar("listener", default=None)  # one for the running thread or task only
+# one for the running thread or task only
+_here: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def listen(listener: Listener | None) -> None:
-    """Makes `listener` the process-wide one (None: nobody listens). It must not raise and should return at once."""
+    """Makes `listener` the process-wide one (None: nobody listens). It must not raise and should
+    return at once."""
     _everyone[0] = listener
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """`listener` hears what this thread reports inside the `with`, instead of the process-wide one."""
+    """`listener` hears what this thread reports inside the `with`, instead of the process-wide
+    one."""
     token = _here.set(listener)
     try:
         yield
@@ -40,7 +44,8 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def report(phase: str, done: int, total: int, unit: str = "", **figures: float) -> None:
-    """Tells the listener, if there is one. A report of private training must not carry losses of private texts."""
+    """Tells the listener, if there is one. A report of private training must not carry losses of
+    private texts."""
     listener = _here.get() or _everyone[0]
     if listener is not None:
         listener(Progress(phase, done, total, unit, figures))

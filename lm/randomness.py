@@ -1,4 +1,5 @@
-"""Named random generators from one seed, and the secure source that differential privacy draws from."""
+"""Named random generators from one seed, and the secure source that differential privacy draws
+from."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ ONE = 1023 << 52  # the bits of 1.0
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for the stream called `names`: the first bytes of SHA-256 over the seed and the names.
+    """A 63-bit seed for the stream called `names`: the first bytes of SHA-256 over the seed and the
+    names.
 
-    Streams with different names are independent for all purposes here; ("a", "b") and ("ab",) differ.
+    Streams with different names are independent for all purposes here; ("a", "b") and ("ab",)
+    differ.
     """
     text = "\x1f".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -53,10 +56,12 @@ class NoiseSource(Protocol):
 class SecureNoise:
     """What a site uses; nothing about it can be seeded or replayed.
 
-    Coins are bits of the operating system's secure generator. Normals come from AES-256 in counter mode under a key that this generator
-    gives anew for every draw: as hard to guess as the key, and fast enough for as many numbers as a model has weights. They are Box-Muller
-    pairs in float64 from 52-bit uniforms, so |x| <= 8.49; P(|N| > 8.49) is about 2e-17. They are then rounded to float32: like every
-    floating-point Gaussian mechanism this one is not proven against attacks on the low bits (Mironov 2012).
+    Coins are bits of the operating system's secure generator. Normals come from AES-256 in counter
+    mode under a key that this generator gives anew for every draw: as hard to guess as the key, and
+    fast enough for as many numbers as a model has weights. They are Box-Muller pairs in float64
+    from 52-bit uniforms, so |x| <= 8.49; P(|N| > 8.49) is about 2e-17. They are then rounded to
+    float32: like every floating-point Gaussian mechanism this one is not proven against attacks on
+    the low bits (Mironov 2012).
     """
 
     chunk = 1 << 15  # numbers at a time: what a core's cache holds
@@ -73,7 +78,9 @@ class SecureNoise:
 
     def blur(self, values: torch.Tensor, deviation: float) -> None:
         if values.device.type != "cpu":
-            values.add_(self.normal(values.numel()).to(values.device).view_as(values), alpha=deviation)
+            values.add_(
+                self.normal(values.numel()).to(values.device).view_as(values), alpha=deviation
+            )
             return
         flat = values.view(-1)
         for start, numbers in self._chunks(len(flat)):  # while they are in the core's cache
@@ -85,8 +92,10 @@ class SecureNoise:
         numbers, pair = torch.frombuffer(bits, dtype=torch.int64), torch.empty(self.chunk)
         for start in range(0, count, self.chunk):
             stream.update_into(zeros, bits)
-            uniforms = numbers.bitwise_and_(MANTISSA).bitwise_or_(ONE).view(torch.float64)  # in [1, 2), all 2**52 of them alike
-            radius = uniforms[:half].neg_().add_(2.0).log_().mul_(-2.0).sqrt_()  # of 2 - u, exact and in (0, 1]
+            # in [1, 2), all 2**52 of them alike
+            uniforms = numbers.bitwise_and_(MANTISSA).bitwise_or_(ONE).view(torch.float64)
+            # of 2 - u, exact and in (0, 1]
+            radius = uniforms[:half].neg_().add_(2.0).log_().mul_(-2.0).sqrt_()
             angle = uniforms[half:].mul_(2.0 * torch.pi)
             torch.mul(radius, angle.cos(), out=pair[:half])
             torch.mul(radius, angle.sin_(), out=pair[half:])
@@ -94,7 +103,8 @@ class SecureNoise:
 
 
 class SeededNoise:
-    """Reproducible and therefore NOT private: for tests, and for simulations whose reports say so."""
+    """Reproducible and therefore NOT private: for tests, and for simulations whose reports say
+    so."""
 
     def __init__(self, seed: int, *names: str | int) -> None:
         self._coins = numpy_generator(seed, *names, "coins")

@@ -1,4 +1,5 @@
-"""`fedduet ask`: one question to a site, answered by its private SLM and the general LLM together; who wrote each step, and its reward."""
+"""`fedduet ask`: one question to a site, answered by its private SLM and the general LLM together;
+who wrote each step, and its reward."""
 
 from __future__ import annotations
 
@@ -27,25 +28,48 @@ from rich.table import Table
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the answer, the steps, which mode wrote each, and its reward; 2 for what cannot be asked."""
+    """Print the answer, the steps, which mode wrote each, and its reward; 2 for what cannot be
+    asked."""
     parser = argparse.ArgumentParser(prog="fedduet ask", description=__doc__)
-    parser.add_argument("run", help="folder of a finished G-Boost run; with --vault the id of a run that tuned an SLM there")
+    parser.add_argument(
+        "run",
+        help=(
+            "folder of a finished G-Boost run; with --vault the id of a run that tuned an SLM there"
+        ),
+    )
     parser.add_argument("question")
     parser.add_argument("--client", help="the simulated site that is asked")
-    parser.add_argument("--vault", type=Path, help="a real site's YAML file: the question is asked here, through no server")
-    parser.add_argument("--method", default=SEARCH, help=f"search, or a baseline such as slm, llm, proxy_tuning (of {len(BASELINES)})")
+    parser.add_argument(
+        "--vault",
+        type=Path,
+        help="a real site's YAML file: the question is asked here, through no server",
+    )
+    parser.add_argument(
+        "--method",
+        default=SEARCH,
+        help=f"search, or a baseline such as slm, llm, proxy_tuning (of {len(BASELINES)})",
+    )
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=int, help="tokens that the LLM may take part in drawing")
-    parser.add_argument("--keep", action="store_true", help="keep the search tree in the run folder, for its report")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the search tree in the run folder, for its report"
+    )
     given = parser.parse_args(list(argv))
     try:
         site, run, search = _site(given.run, given.client, given.vault)
         if given.budget is not None:
-            search = check(SearchConfig, search.model_dump() | {"llm_token_budget": given.budget}, "--budget")
+            search = check(
+                SearchConfig, search.model_dump() | {"llm_token_budget": given.budget}, "--budget"
+            )
         if given.keep and given.vault:
-            raise ConfigError("--keep: a real site's search stays at the site; leave it out, or give a simulated run")
-        solution = ReasoningVault(site).solve(run, given.model, given.question, search, given.seed, given.method)
+            raise ConfigError(
+                "--keep: a real site's search stays at the site; leave it out, or give a"
+                " simulated run"
+            )
+        solution = ReasoningVault(site).solve(
+            run, given.model, given.question, search, given.seed, given.method
+        )
     except (ConfigError, PolicyError, ValueError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
@@ -57,7 +81,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def keep_a_search(folder: Path) -> None:
-    """In a simulation: the search for one test question of the first site, without any words, for the run's report."""
+    """In a simulation: the search for one test question of the first site, without any words, for
+    the run's report."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     task = check_task(config["task"])
     client = names_of(task)[0]
@@ -69,7 +94,8 @@ def keep_a_search(folder: Path) -> None:
 
 def show(solution: Solution, console: Console) -> None:
     """The answer first, then how it came about."""
-    console.print(f"answer: {solution.answer if solution.answer is not None else 'none: no number or choice in what was written'}")
+    none = "none: no number or choice in what was written"
+    console.print(f"answer: {none if solution.answer is None else solution.answer}")
     table = Table("step", "written by", "reward")
     for step in solution.steps:
         mode = f"{step.mode} (the LLM failed)" if step.degraded else step.mode
@@ -77,27 +103,38 @@ def show(solution: Solution, console: Console) -> None:
     console.print(table)
     costs = solution.costs
     console.print(
-        f"{costs.llm_tokens} LLM tokens, {costs.slm_tokens} SLM tokens, {costs.reward_calls} rewards, {solution.seconds:.2f} s; "
-        f"{len(solution.nodes)} nodes, stopped: {solution.stopped}",
+        f"{costs.llm_tokens} LLM tokens, {costs.slm_tokens} SLM tokens, {costs.reward_calls}"
+        f" rewards, {solution.seconds:.2f} s; {len(solution.nodes)} nodes, stopped:"
+        f" {solution.stopped}",
         highlight=False,
     )
 
 
 def _site(run: str, client: str | None, vault: Path | None) -> tuple[SiteConfig, str, SearchConfig]:
-    """The site that is asked, the id of the run that tuned its SLM, and the settings of the search."""
+    """The site that is asked, the id of the run that tuned its SLM, and the settings of the
+    search."""
     if vault:
         return read_site(vault)[1], run, SearchConfig()
     folder = Path(run)
     if not (folder / "config.yaml").is_file() or not (folder / "run_id").is_file():
-        raise ConfigError(f"{folder} is no run folder; give that of a finished G-Boost run, or --vault site.yaml")
+        raise ConfigError(
+            f"{folder} is no run folder; give that of a finished G-Boost run, or --vault site.yaml"
+        )
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     task = check_task(config["task"])
     if not isinstance(task, QuestionsConfig):
-        raise ConfigError(f"{folder} is a run of strategy {config['strategy']['name']}; only G-Boost answers questions")
+        raise ConfigError(
+            f"{folder} is a run of strategy {config['strategy']['name']}; only G-Boost answers"
+            " questions"
+        )
     names = names_of(task)
     if client not in names:
         raise ConfigError(f"--client: found {client!r}; {nearest(str(client), list(names))}")
     sites = Path(config["federation"]["state_folder"] or folder / "sites")
     sites = sites if sites.is_dir() else folder / "sites"
     search = check(SearchConfig, config["strategy"]["search"], "strategy.search")
-    return simulated_site(config, client, sites / site_folder(client), sites), (folder / "run_id").read_text().strip(), search
+    return (
+        simulated_site(config, client, sites / site_folder(client), sites),
+        (folder / "run_id").read_text().strip(),
+        search,
+    )

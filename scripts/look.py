@@ -1,4 +1,5 @@
-"""Small commands for looking: what there is to choose from, a run as it goes on, and what a trained SLM says of a text."""
+"""Small commands for looking: what there is to choose from, a run as it goes on, and what a trained
+SLM says of a text."""
 
 from __future__ import annotations
 
@@ -38,22 +39,35 @@ def _choices(group: str) -> int:
     """Every choice of a configuration group with the first line of its file."""
     table = Table(show_header=False, box=None)
     for name in conf.choices(group):
-        first = (conf.FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        first = (
+            (conf.FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+        )
         table.add_row(f"{group}={name}", first.removeprefix("#").strip())
     Console().print(table)
     return 0
 
 
 def watch(argv: Sequence[str]) -> int:
-    """`fedduet watch RUN`: the display of a run in another process, until it ends. 0 for a run that completed, else 1."""
+    """`fedduet watch RUN`: the display of a run in another process, until it ends. 0 for a run that
+    completed, else 1."""
     parser = argparse.ArgumentParser(prog="fedduet watch", description=watch.__doc__)
-    parser.add_argument("run", type=Path, help="a run folder, of a run that is going on or has ended")
-    parser.add_argument("--wait", type=float, default=60.0, help="seconds to wait for a folder that is not there yet")
+    parser.add_argument(
+        "run", type=Path, help="a run folder, of a run that is going on or has ended"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        help="seconds to wait for a folder that is not there yet",
+    )
     given = parser.parse_args(list(argv))
     file, deadline = given.run / "events.jsonl", time.monotonic() + given.wait
     while not file.exists():
         if time.monotonic() > deadline:
-            raise ConfigError(f"{given.run} has no events.jsonl; give the folder that the run printed when it started")
+            raise ConfigError(
+                f"{given.run} has no events.jsonl; give the folder that the run printed when it"
+                " started"
+            )
         time.sleep(0.2)
     with Display(given.run) as display, file.open(encoding="utf-8") as lines:
         line = ""
@@ -77,12 +91,19 @@ def _starts_again(lines: object) -> bool:
 
 
 def predict(argv: Sequence[str]) -> int:
-    """`fedduet predict RUN --client C TEXT...`: what a simulated site's SLM says, one line a text: label and probability."""
+    """`fedduet predict RUN --client C TEXT...`: what a simulated site's SLM says, one line a text:
+    label and probability."""
     parser = argparse.ArgumentParser(prog="fedduet predict", description=predict.__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--client", required=True)
-    parser.add_argument("--model", help="default: the one that the run's strategy ended with; local and the baselines are there too")
+    parser.add_argument(
+        "--model",
+        help=(
+            "default: the one that the run's strategy ended with; local and the baselines are"
+            " there too"
+        ),
+    )
     given = parser.parse_args(list(argv))
     folder = model_folder(given.run, given.client, given.model)
     from fedduet.lm.models.load import load_classifier, load_tokenizer
@@ -93,14 +114,17 @@ def predict(argv: Sequence[str]) -> int:
     config = yaml.safe_load((given.run / "config.yaml").read_text(encoding="utf-8"))
     task, tokenizer = build_task(TaskConfig(**config["task"])), load_tokenizer(folder)
     model = load_classifier(folder, len(task.labels), 0, tokenizer)
-    probabilities = predict_probabilities(model, tokenizer, given.texts, int(config["slm"]["max_tokens"]))
+    probabilities = predict_probabilities(
+        model, tokenizer, given.texts, int(config["slm"]["max_tokens"])
+    )
     for row, text in zip(probabilities, given.texts, strict=True):
         print(f"{task.labels[int(row.argmax())]}\t{row.max():.3f}\t{text}")
     return 0
 
 
 def model_folder(run: Path, client: str, model: str | None) -> Path:
-    """Where a simulated site keeps an SLM of this run: a plain Hugging Face folder. Raises ConfigError with what there is."""
+    """Where a simulated site keeps an SLM of this run: a plain Hugging Face folder. Raises
+    ConfigError with what there is."""
     if not (run / "summary.json").is_file():
         raise ConfigError(f"{run} has no summary.json; give the folder of a finished run")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -108,11 +132,17 @@ def model_folder(run: Path, client: str, model: str | None) -> Path:
     sites = sites if sites.is_dir() else run / "sites"
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if client not in summary["accuracy_per_client"]:
-        raise ConfigError(f"--client: found {client!r}; {nearest(client, list(summary['accuracy_per_client']))}")
+        raise ConfigError(
+            f"--client: found {client!r}; {nearest(client, list(summary['accuracy_per_client']))}"
+        )
     kept = sites / site_folder(client) / "models" / (run / "run_id").read_text().strip()
     name = model or taught_by(summary["strategy"])
-    models = sorted(file.parent.name for file in kept.glob("*/config.json")) if kept.is_dir() else []
+    models = (
+        sorted(file.parent.name for file in kept.glob("*/config.json")) if kept.is_dir() else []
+    )
     there = [one for one in models if not one.startswith("generator-")]
     if name not in there:
-        raise ConfigError(f"--model: found {name!r}; {client} keeps {', '.join(there) or 'no model of this run'}")
+        raise ConfigError(
+            f"--model: found {name!r}; {client} keeps {', '.join(there) or 'no model of this run'}"
+        )
     return kept / name

@@ -1,4 +1,5 @@
-"""`fedduet pretrain`: train a causal LM on text files, from scratch or from a folder, and go on where it stopped."""
+"""`fedduet pretrain`: train a causal LM on text files, from scratch or from a folder, and go on
+where it stopped."""
 
 import argparse
 import shlex
@@ -24,12 +25,28 @@ FILE_KEYS = {item.name for item in fields(PretrainConfig)} - {"documents", "out"
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="fedduet pretrain", description=__doc__)
-    made.add_argument("--config", type=Path, help="YAML file with any of the settings below; arguments win over it")
-    made.add_argument("--out", type=Path, required=True, help="folder for checkpoint/, latest and final/")
-    made.add_argument("--from", dest="start", help="folder with weights, config.json, or a size (tiny 2m 5m 12m 30m)")
-    made.add_argument("--data", action="append", help="path=FILE,template=...,map.label.0=negative,... (repeatable, replaces sources)")
+    made.add_argument(
+        "--config",
+        type=Path,
+        help="YAML file with any of the settings below; arguments win over it",
+    )
+    made.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoint/, latest and final/"
+    )
+    made.add_argument(
+        "--from",
+        dest="start",
+        help="folder with weights, config.json, or a size (tiny 2m 5m 12m 30m)",
+    )
+    made.add_argument(
+        "--data",
+        action="append",
+        help="path=FILE,template=...,map.label.0=negative,... (repeatable, replaces sources)",
+    )
     made.add_argument("--root", type=Path, help="folder that the paths of the sources start in")
-    made.add_argument("--tokenizer", help="folder of a tokenizer; without it and without weights one is trained")
+    made.add_argument(
+        "--tokenizer", help="folder of a tokenizer; without it and without weights one is trained"
+    )
     made.add_argument("--vocab-size", type=int, help="size of a trained tokenizer")
     made.add_argument("--block", type=int, help="tokens in a block")
     made.add_argument("--batch", type=int, help="blocks in a step")
@@ -42,19 +59,26 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--held-out", type=int, help="documents that only measure the loss")
     made.add_argument("--precision", choices=("auto", "bf16", "fp32"))
     made.add_argument("--device", help="auto, cpu, cuda, cuda:0")
-    made.add_argument("--weights", choices=("float32", "float16", "bfloat16"), help="type of the exported weights")
+    made.add_argument(
+        "--weights", choices=("float32", "float16", "bfloat16"), help="type of the exported weights"
+    )
     made.add_argument("--seed", type=int)
-    made.add_argument("--no-probe", action="store_true", help="leave out the probe of the config file")
+    made.add_argument(
+        "--no-probe", action="store_true", help="leave out the probe of the config file"
+    )
     return made
 
 
 def config_from(arguments: argparse.Namespace, command: str = "") -> PretrainConfig:
-    """The config file's settings with the given arguments on top; every key is checked before anything is loaded."""
+    """The config file's settings with the given arguments on top; every key is checked before
+    anything is loaded."""
     settings = _read_yaml(arguments.config) if arguments.config else {}
     where = str(arguments.config)
     for key in ("sources", "forbidden"):
         entries = settings.get(key, [])
-        settings[key] = tuple(source_from_mapping(e, f"{where}: {key}[{i}]") for i, e in enumerate(entries))
+        settings[key] = tuple(
+            source_from_mapping(e, f"{where}: {key}[{i}]") for i, e in enumerate(entries)
+        )
     if settings.get("probe") is not None:
         try:
             settings["probe"] = Probe(**settings["probe"])
@@ -78,24 +102,39 @@ def _read_yaml(path: Path) -> dict:
         raise ValueError(f"{path}: holds {type(settings).__name__}, allowed is a mapping")
     unknown = sorted(set(settings) - FILE_KEYS)
     if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}, allowed are {', '.join(sorted(FILE_KEYS))}")
+        raise ValueError(
+            f"{path}: unknown key {unknown[0]!r}, allowed are {', '.join(sorted(FILE_KEYS))}"
+        )
     return dict(settings)
 
 
 class Display:
-    """Shows training (a bar on a terminal, else a line every `every` seconds) and ends it on a signal."""
+    """Shows training (a bar on a terminal, else a line every `every` seconds) and ends it on a
+    signal."""
 
     def __init__(self, console: Console, every: float = 30.0) -> None:
-        self.console, self.every, self.last, self.loss, self.speed = console, every, -1e9, None, None
+        self.console, self.every, self.last, self.loss, self.speed = (
+            console,
+            every,
+            -1e9,
+            None,
+            None,
+        )
         self.labels: float | None = None
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=console) if console.is_terminal else None
         self.task = self.bar.add_task("pretrain", total=1.0) if self.bar else None
         self.began: tuple[float, float] | None = None
         self.stopping = False
 
     def stop_after_step(self, number: int, frame: object) -> None:
-        """Signal handler: the first signal ends training after the running step, a second one at once."""
+        """Signal handler: the first signal ends training after the running step, a second one at
+        once."""
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
@@ -104,7 +143,11 @@ class Display:
         if step.position.step:
             self.loss = step.loss if self.loss is None else 0.95 * self.loss + 0.05 * step.loss
             if step.label_loss is not None:
-                self.labels = step.label_loss if self.labels is None else 0.98 * self.labels + 0.02 * step.label_loss
+                self.labels = (
+                    step.label_loss
+                    if self.labels is None
+                    else 0.98 * self.labels + 0.02 * step.label_loss
+                )
             speed = step.tokens_per_second
             self.speed = speed if self.speed is None else 0.95 * self.speed + 0.05 * speed
         now = time.monotonic()
@@ -125,21 +168,30 @@ class Display:
         left = f"{gone * (1 - step.fraction) / advanced / 60:.1f} min left" if advanced > 0 else ""
         labels = "" if self.labels is None else f"labels {self.labels:.3f}  "
         return (
-            f"step {step.position.step} {step.fraction:6.1%}  {step.position.tokens / 1e6:.2f} M tokens  "
-            f"{self.speed or 0:.0f} tokens/s  loss {self.loss if self.loss is not None else float('nan'):.3f}  "
-            f"{labels}lr {step.learning_rate:.2e}  {left}"
+            f"step {step.position.step} {step.fraction:6.1%}  {step.position.tokens / 1e6:.2f} M"
+            f" tokens  {self.speed or 0:.0f} tokens/s  loss"
+            f" {self.loss if self.loss is not None else float('nan'):.3f}  {labels}lr"
+            f" {step.learning_rate:.2e}  {left}"
         )
 
     @staticmethod
     def measured(step: PretrainStep) -> str:
         measured = step.measured
         held = "-" if measured.held_out_loss is None else f"{measured.held_out_loss:.4f}"
-        probe = "" if measured.probe_accuracy is None else f"  probe accuracy {measured.probe_accuracy:.3f}"
-        return f"evaluation at step {measured.step} ({measured.tokens} tokens): held-out loss {held}{probe}"
+        probe = (
+            ""
+            if measured.probe_accuracy is None
+            else f"  probe accuracy {measured.probe_accuracy:.3f}"
+        )
+        return (
+            f"evaluation at step {measured.step} ({measured.tokens} tokens): held-out loss"
+            f" {held}{probe}"
+        )
 
 
 def main(argv: list[str]) -> int:
-    """0: finished. 1: bad input, said in one sentence. 130: interrupted, and the same command goes on."""
+    """0: finished. 1: bad input, said in one sentence. 130: interrupted, and the same command goes
+    on."""
     console = Console()
     arguments = parser().parse_args(argv)
     try:
@@ -167,7 +219,10 @@ def main(argv: list[str]) -> int:
         torch.set_float32_matmul_precision(precision)  # of the whole process, which may go on
         if display.bar:
             display.bar.stop()
-    console.print(f"{result.folder}: {result.position.tokens} tokens, held-out loss {result.held_out_loss}", soft_wrap=True)
+    console.print(
+        f"{result.folder}: {result.position.tokens} tokens, held-out loss {result.held_out_loss}",
+        soft_wrap=True,
+    )
     return 0
 
 

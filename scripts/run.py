@@ -74,14 +74,19 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def main() -> int:
-    """Exit code 0 only when what was asked was done; 2 for input that cannot work, 1 for a run that failed."""
+    """Exit code 0 only when what was asked was done; 2 for input that cannot work, 1 for a run that
+    failed."""
     arguments = sys.argv[1:]
     try:
         if arguments and arguments[0] in COMMANDS:
             return _command(arguments[0])(arguments[1:])
         if arguments and arguments[0] in ("-h", "--help", "help"):
             groups = ("strategy", "task", "llm", "slm", "generator", "privacy", "federation")
-            print(USAGE.format(groups="; ".join(f"{group}={'|'.join(conf.choices(group))}" for group in groups)))
+            print(
+                USAGE.format(
+                    groups="; ".join(f"{group}={'|'.join(conf.choices(group))}" for group in groups)
+                )
+            )
             return 0
         _complete_commands(arguments)
         check_words(arguments)
@@ -96,31 +101,42 @@ def main() -> int:
         print(f"error: {_advice(str(problem))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command with this run.folder goes on where it was", file=sys.stderr)
+        print(
+            "stopped; the same command with this run.folder goes on where it was", file=sys.stderr
+        )
         return 130
 
 
 def _complete_commands(arguments: list[str]) -> None:
-    """For shell completion (docs/sweeps.md), which Hydra does of overrides alone: the sub-commands that the first word may become."""
+    """For shell completion (docs/sweeps.md), which Hydra does of overrides alone: the sub-commands
+    that the first word may become."""
     typed = os.environ.get("COMP_LINE", "").split(" ")[1:]
-    if "-sc" in arguments and any(word.startswith("query=") for word in arguments) and len(typed) == 1:
+    if (
+        "-sc" in arguments
+        and any(word.startswith("query=") for word in arguments)
+        and len(typed) == 1
+    ):
         print(" ".join(name for name in COMMANDS if name.startswith(typed[0])))
 
 
 def check_words(arguments: list[str]) -> None:
-    """Catch what Hydra would answer with a page of text: a word that is no override, or an unknown choice of a group."""
+    """Catch what Hydra would answer with a page of text: a word that is no override, or an unknown
+    choice of a group."""
     for argument in arguments:
         if argument.startswith("-"):
             continue
         if "=" not in argument:
             raise ConfigError(
-                f"{argument!r} is neither a command ({', '.join(COMMANDS)}) nor an override such as seed=1; see fedduet --help"
+                f"{argument!r} is neither a command ({', '.join(COMMANDS)}) nor an override such as"
+                " seed=1; see fedduet --help"
             )
         key, value = argument.split("=", 1)
         if key in ("strategy", "task", "llm", "slm", "generator", "privacy", "federation"):
             for choice in value.split(","):
                 if choice not in conf.choices(key):
-                    raise ConfigError(f"{key}: unknown choice {choice!r}; {nearest(choice, conf.choices(key))}")
+                    raise ConfigError(
+                        f"{key}: unknown choice {choice!r}; {nearest(choice, conf.choices(key))}"
+                    )
 
 
 def _advice(problem: str) -> str:
@@ -133,7 +149,8 @@ def _advice(problem: str) -> str:
 
 
 def _sweep(arguments: list[str]) -> int:
-    """All jobs of a sweep, then its table. 1 when a job did not complete; the others have run all the same."""
+    """All jobs of a sweep, then its table. 1 when a job did not complete; the others have run all
+    the same."""
     from fedduet.scripts.sweeping.report import conclude
 
     planned = sweep.plan(arguments)
@@ -160,7 +177,12 @@ def _run_configuration(config: DictConfig) -> Any:
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         overrides = list(hydra_config.overrides.task)
-        return sweep.run_job(Path(hydra_config.sweep.dir).absolute(), overrides, OmegaConf.to_container(config, resolve=True), launch)
+        return sweep.run_job(
+            Path(hydra_config.sweep.dir).absolute(),
+            overrides,
+            OmegaConf.to_container(config, resolve=True),
+            launch,
+        )
     try:
         command = shlex.join(["fedduet", *HydraConfig.get().overrides.task])
         accuracy = launch(OmegaConf.to_container(config, resolve=True), command)["accuracy"]

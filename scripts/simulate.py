@@ -1,4 +1,5 @@
-"""`flower-simulation`: runs the app of a folder on Flower's simulation engine, as the command that Flower removed in 1.27 did."""
+"""`flower-simulation`: runs the app of a folder on Flower's simulation engine, as the command that
+Flower removed in 1.27 did."""
 
 from __future__ import annotations
 
@@ -21,18 +22,28 @@ from fedduet.conf.check import ConfigError, nearest  # noqa: E402
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="flower-simulation", description=__doc__)
-    made.add_argument("--app", type=Path, default=Path("."), help="folder with the pyproject.toml of the app")
-    made.add_argument("--num-supernodes", type=int, required=True, help="virtual clients")
-    made.add_argument("--run-config", action="append", default=[], help="'key=value key=value' in TOML, or a TOML file; repeatable")
     made.add_argument(
-        "--backend-config", default="{}", help='JSON for Flower\'s Ray backend, e.g. \'{"client_resources": {"num_cpus": 2}}\''
+        "--app", type=Path, default=Path("."), help="folder with the pyproject.toml of the app"
+    )
+    made.add_argument("--num-supernodes", type=int, required=True, help="virtual clients")
+    made.add_argument(
+        "--run-config",
+        action="append",
+        default=[],
+        help="'key=value key=value' in TOML, or a TOML file; repeatable",
+    )
+    made.add_argument(
+        "--backend-config",
+        default="{}",
+        help='JSON for Flower\'s Ray backend, e.g. \'{"client_resources": {"num_cpus": 2}}\'',
     )
     made.add_argument("--verbose", action="store_true", help="show Flower's own log")
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 only if the run completed; 2 for input that cannot work, 1 for a run that failed."""
+    """Exit code 0 only if the run completed; 2 for input that cannot work, 1 for a run that
+    failed."""
     from fedduet.scripts.launching.federation import FederationConfig, ray_backend, run_simulation
     from flwr.common.config import flatten_dict, parse_config_args
 
@@ -44,18 +55,31 @@ def main(argv: list[str] | None = None) -> int:
         for key in run_config:
             if key not in known:
                 raise ConfigError(f"--run-config: unknown key {key!r}; {nearest(key, list(known))}")
-        backend = ray_backend(FederationConfig(kind="simulation")) | _backend(arguments.backend_config)
+        backend = ray_backend(FederationConfig(kind="simulation")) | _backend(
+            arguments.backend_config
+        )
     except (ConfigError, ValueError) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     if arguments.num_supernodes < 1:
-        print(f"error: --num-supernodes: found {arguments.num_supernodes}; allowed: at least 1", file=sys.stderr)
+        print(
+            f"error: --num-supernodes: found {arguments.num_supernodes}; allowed: at least 1",
+            file=sys.stderr,
+        )
         return 2
     sys.path.insert(0, str(arguments.app.resolve()))
     level = logging.DEBUG if arguments.verbose else logging.INFO
     server_app, client_app = (_load(components[name]) for name in ("serverapp", "clientapp"))
     try:
-        run_simulation(server_app, client_app, run_config, arguments.num_supernodes, backend, arguments.app.resolve(), level)
+        run_simulation(
+            server_app,
+            client_app,
+            run_config,
+            arguments.num_supernodes,
+            backend,
+            arguments.app.resolve(),
+            level,
+        )
     except Exception as failure:  # the run's own failure, whatever it is, is the exit code
         print(f"error: the run failed: {type(failure).__name__}: {failure}", file=sys.stderr)
         return 1
@@ -65,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
 def _flower_section(app: Path) -> dict[str, Any]:
     file = app / "pyproject.toml"
     if not file.is_file():
-        raise ConfigError(f"--app: {app.absolute()} has no pyproject.toml; give the folder of a Flower app")
+        raise ConfigError(
+            f"--app: {app.absolute()} has no pyproject.toml; give the folder of a Flower app"
+        )
     try:
         section = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
         return section | {"components": dict(section["components"])}
@@ -79,7 +105,9 @@ def _backend(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as problem:
         raise ConfigError(f"--backend-config: not JSON ({problem})") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--backend-config: found {type(values).__name__}; allowed: a JSON object")
+        raise ConfigError(
+            f"--backend-config: found {type(values).__name__}; allowed: a JSON object"
+        )
     return values
 
 

@@ -1,4 +1,5 @@
-"""`fedduet-vault`: a site's own command: serve its vault, look at its budget, and read the very texts that left."""
+"""`fedduet-vault`: a site's own command: serve its vault, look at its budget, and read the very
+texts that left."""
 
 from __future__ import annotations
 
@@ -25,17 +26,33 @@ from fedduet.clients.vault.service import SiteFile, build_service, listen, read_
 from fedduet.conf.check import ConfigError  # noqa: E402
 from fedduet.tasks.data.load import build_task, load_client  # noqa: E402
 from fedduet.tasks.data.questions import QuestionsConfig, load_questions  # noqa: E402
-from rich.console import Console  # noqa: E402  (the environment must be set before torch is imported)
+from rich.console import (  # noqa: E402
+    Console,
+)
 from rich.table import Table  # noqa: E402
 
 
 def main(argv: Sequence[str]) -> int:
-    """`fedduet-vault [serve|status|releases|approve] --config site.yaml`; 2 for input that cannot work."""
+    """`fedduet-vault [serve|status|releases|approve] --config site.yaml`; 2 for input that cannot
+    work."""
     parser = argparse.ArgumentParser(prog="fedduet-vault", description=__doc__)
-    parser.add_argument("command", nargs="?", default="serve", choices=("serve", "status", "releases", "approve"))
-    parser.add_argument("names", nargs="*", help="of approve: which releases; none: list what waits, with the very texts")
-    parser.add_argument("--config", type=Path, required=True, help="the site's YAML file; docs/real-sites.md has one")
-    parser.add_argument("--deny", action="store_true", help="of approve: deny these releases, for good")
+    parser.add_argument(
+        "command", nargs="?", default="serve", choices=("serve", "status", "releases", "approve")
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help="of approve: which releases; none: list what waits, with the very texts",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        help="the site's YAML file; docs/real-sites.md has one",
+    )
+    parser.add_argument(
+        "--deny", action="store_true", help="of approve: deny these releases, for good"
+    )
     parser.add_argument("--json", action="store_true", help="of status: for programs")
     given = parser.parse_intermixed_args(list(argv))
     try:
@@ -57,9 +74,15 @@ def serve(site: SiteFile, config: SiteConfig) -> int:
 
     config.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     listening = listen(site)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # what uvicorn raises again after it has stopped: lets `finally` run
-    print(f"vault of {config.client}: listening at {site.socket}; state in {config.folder}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(build_service(open_vault(config)), log_level="warning", access_log=False))
+    # what uvicorn raises again after it has stopped: lets `finally` run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    print(
+        f"vault of {config.client}: listening at {site.socket}; state in {config.folder}",
+        flush=True,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(build_service(open_vault(config)), log_level="warning", access_log=False)
+    )
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:
@@ -70,13 +93,26 @@ def serve(site: SiteFile, config: SiteConfig) -> int:
 
 
 def figures(config: SiteConfig) -> dict[str, Any]:
-    """What the ledger holds, as plain values; `epsilon_spent` is null when something left without a guarantee."""
+    """What the ledger holds, as plain values; `epsilon_spent` is null when something left without a
+    guarantee."""
     if isinstance(config.task, QuestionsConfig):
         records = len(load_questions(config.task, config.client, config.seed).train)
     else:
-        records = len(set(owners_of(load_client(config.task, config.client, config.seed).train, config.policy.unit)))
+        records = len(
+            set(
+                owners_of(
+                    load_client(config.task, config.client, config.seed).train, config.policy.unit
+                )
+            )
+        )
     delta = delta_for(config.policy, records)
-    ledger = Ledger(config.folder / "ledger.jsonl", config.policy.epsilon_total, delta, True, unit=config.policy.unit)
+    ledger = Ledger(
+        config.folder / "ledger.jsonl",
+        config.policy.epsilon_total,
+        delta,
+        True,
+        unit=config.policy.unit,
+    )
     spent = ledger.spent()
     return {
         "client": config.client,
@@ -88,7 +124,13 @@ def figures(config: SiteConfig) -> dict[str, Any]:
         "measurements": Releases(config.folder / "measurements").count(),
         "measurements_allowed": config.policy.maximum_measurements,
         "charges": [
-            {"time": one.time, "run": one.run, "what": one.what, "released": one.released, "event": one.event.to_dict()}
+            {
+                "time": one.time,
+                "run": one.run,
+                "what": one.what,
+                "released": one.released,
+                "event": one.event.to_dict(),
+            }
             for one in ledger.entries()
         ],
     }
@@ -104,14 +146,29 @@ def status(config: SiteConfig, as_json: bool) -> int:
     for title in ("time", "run", "mechanism", "released", "noise multiplier"):
         table.add_column(title)
     for one in found["charges"]:
-        table.add_row(one["time"], one["run"], one["what"], str(one["released"]), f"{one['event'].get('noise_multiplier', math.nan):.3f}")
+        table.add_row(
+            one["time"],
+            one["run"],
+            one["what"],
+            str(one["released"]),
+            f"{one['event'].get('noise_multiplier', math.nan):.3f}",
+        )
     console.print(table)
     spent = found["epsilon_spent"]
     said = (
-        "no formal guarantee: something left unprotected" if spent is None else f"epsilon {spent:.3f} of {found['epsilon_total']:g} spent"
+        "no formal guarantee: something left unprotected"
+        if spent is None
+        else f"epsilon {spent:.3f} of {found['epsilon_total']:g} spent"
     )
-    console.print(f"{said} for each {found['unit']} (delta {found['delta']:g}, {found['records']} {found['unit']}s)", highlight=False)
-    console.print(f"{found['measurements']} of {found['measurements_allowed']} measurements made", highlight=False)
+    console.print(
+        f"{said} for each {found['unit']} (delta {found['delta']:g}, {found['records']}"
+        f" {found['unit']}s)",
+        highlight=False,
+    )
+    console.print(
+        f"{found['measurements']} of {found['measurements_allowed']} measurements made",
+        highlight=False,
+    )
     return 0
 
 
@@ -121,7 +178,11 @@ def releases(config: SiteConfig) -> int:
         return 0  # texts and scores never leave it
     task = build_task(config.task)
     kept = Releases(config.folder / "releases")
-    withheld = [kept.find(one.message_id) for one in Approvals(config.folder / "approvals").all() if not one.decided]
+    withheld = [
+        kept.find(one.message_id)
+        for one in Approvals(config.folder / "approvals").all()
+        if not one.decided
+    ]
     for answer in kept.all():
         if answer in withheld:
             continue
@@ -130,14 +191,19 @@ def releases(config: SiteConfig) -> int:
         head = {"kind": type(answer).__name__, "mechanism": receipt.mechanism, "epsilon": epsilon}
         if hasattr(answer, "data"):
             for text, label in zip(answer.data.texts, answer.data.labels, strict=True):
-                print(json.dumps(head | {"label": task.labels[label], "text": text}, ensure_ascii=False))
+                print(
+                    json.dumps(
+                        head | {"label": task.labels[label], "text": text}, ensure_ascii=False
+                    )
+                )
         else:
             print(json.dumps(head | {"scores": answer.scores}))
     return 0
 
 
 def approve(config: SiteConfig, names: Sequence[str], deny: bool) -> int:
-    """Decide on releases that wait; without names list them, each with the texts or scores that would leave."""
+    """Decide on releases that wait; without names list them, each with the texts or scores that
+    would leave."""
     approvals = Approvals(config.folder / "approvals")
     if names:
         for name in names:
@@ -150,7 +216,10 @@ def approve(config: SiteConfig, names: Sequence[str], deny: bool) -> int:
         answer = kept.find(one.message_id)
         for text in getattr(getattr(answer, "data", None), "texts", ()):
             print(f"    {text}")
-    print(f"{len(waiting)} waiting" + ("; fedduet-vault approve --config FILE NAME [--deny]" if waiting else ""))
+    print(
+        f"{len(waiting)} waiting"
+        + ("; fedduet-vault approve --config FILE NAME [--deny]" if waiting else "")
+    )
     return 0
 
 

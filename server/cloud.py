@@ -1,4 +1,5 @@
-"""The cloud's part of a strategy: one LLM that curates demonstrations and writes labelled data, for all sites."""
+"""The cloud's part of a strategy: one LLM that curates demonstrations and writes labelled data, for
+all sites."""
 
 from __future__ import annotations
 
@@ -20,16 +21,26 @@ from fedduet.tasks.builtin.standin import describe, resolve
 from fedduet.tasks.task import Task
 from fedduet.wire.messages import LabelledTexts
 
-USAGE = {"requests": "requests", "errors": "failed", "prompt_tokens": "prompt_tokens", "new_tokens": "new_tokens"}
+USAGE = {
+    "requests": "requests",
+    "errors": "failed",
+    "prompt_tokens": "prompt_tokens",
+    "new_tokens": "new_tokens",
+}
 
 
-def check_sections(curate_values: Mapping[str, Any], augment_values: Mapping[str, Any]) -> tuple[CurateConfig, AugmentConfig]:
+def check_sections(
+    curate_values: Mapping[str, Any], augment_values: Mapping[str, Any]
+) -> tuple[CurateConfig, AugmentConfig]:
     """The server's settings inside a strategy's section. Raises ConfigError."""
-    return check(CurateConfig, curate_values, "strategy.curate"), check(AugmentConfig, augment_values, "strategy.augment")
+    return check(CurateConfig, curate_values, "strategy.curate"), check(
+        AugmentConfig, augment_values, "strategy.augment"
+    )
 
 
 class LLMCloud:
-    """Loads the LLM when it is first needed, so that a resumed run whose LLM phases are done never loads it."""
+    """Loads the LLM when it is first needed, so that a resumed run whose LLM phases are done never
+    loads it."""
 
     def __init__(
         self,
@@ -42,10 +53,16 @@ class LLMCloud:
     ) -> None:
         self._run, self._task, self._seed = run, task, seed
         config = check(LLMConfig, llm, "llm")
-        self._config = config.model_copy(update={"path": resolve(config.path)}) if config.path else config
+        self._config = (
+            config.model_copy(update={"path": resolve(config.path)}) if config.path else config
+        )
         self._curate, self._augment = check_sections(curate_values, augment_values)
         self._llm: LLM | None = None
-        self._described = {"engine": config.engine, "path": config.path or config.model or "", "description": describe(config.path or "")}
+        self._described = {
+            "engine": config.engine,
+            "path": config.path or config.model or "",
+            "description": describe(config.path or ""),
+        }
 
     @property
     def description(self) -> dict[str, Any]:
@@ -57,30 +74,56 @@ class LLMCloud:
         if self._llm is None:
             self._llm = load_llm(self._config, self._run.path)
             said = self._described["description"] or self._llm.name
-            size = f", {self._llm.parameters / 1e6:.1f} M parameters" if self._llm.parameters else ""
-            self._described |= {"name": self._llm.name, "parameters": self._llm.parameters, "description": said + size}
+            size = (
+                f", {self._llm.parameters / 1e6:.1f} M parameters" if self._llm.parameters else ""
+            )
+            self._described |= {
+                "name": self._llm.name,
+                "parameters": self._llm.parameters,
+                "description": said + size,
+            }
         return self._llm
 
     def curate(self, phase: str, demonstrations: Texts) -> Texts:
-        """Group and judge all sites' demonstrations together; each site gets back its own that were kept."""
-        pool = [one for site, data in sorted(demonstrations.items()) for one in self.as_demonstrations(site, data)]
-        result: Curated = curate(pool, self._task, self.llm(), self._embed, self._curate, derive(self._seed, phase), self._progress(phase))
+        """Group and judge all sites' demonstrations together; each site gets back its own that were
+        kept."""
+        pool = [
+            one
+            for site, data in sorted(demonstrations.items())
+            for one in self.as_demonstrations(site, data)
+        ]
+        result: Curated = curate(
+            pool,
+            self._task,
+            self.llm(),
+            self._embed,
+            self._curate,
+            derive(self._seed, phase),
+            self._progress(phase),
+        )
         self._run.event("curated", phase=phase, counts=dict(result.counts))
         if result.counts.get("empty_labels"):
-            self._warn(f"{phase}: {result.counts['empty_labels']} (domain, label) pairs have no demonstration")
+            self._warn(
+                f"{phase}: {result.counts['empty_labels']} (domain, label) pairs have no"
+                " demonstration"
+            )
         return {
             site: LabelledTexts(
-                [one.text for one in result.kept if one.client == site], [one.label for one in result.kept if one.client == site]
+                [one.text for one in result.kept if one.client == site],
+                [one.label for one in result.kept if one.client == site],
             )
             for site in demonstrations
         }
 
     def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
-        """New labelled texts for every site's domain, after its demonstrations or (None) without any."""
+        """New labelled texts for every site's domain, after its demonstrations or (None) without
+        any."""
         data: Texts = {}
         sites = sorted(self._task.domains) if demonstrations is None else sorted(demonstrations)
         for site in sites:
-            shown = [] if demonstrations is None else self.as_demonstrations(site, demonstrations[site])
+            shown = (
+                [] if demonstrations is None else self.as_demonstrations(site, demonstrations[site])
+            )
             # the zero-shot baseline and every round draw from streams of their own name
             seed = derive(self._seed, phase, site)
             result = augment(
@@ -115,12 +158,18 @@ class LLMCloud:
         usage = {key: counts.get(name, 0) for key, name in USAGE.items()}
         self._run.event("llm_usage", phase=phase, **usage)
         if not counts.get("kept"):
-            self._warn(f"{phase}, {site}: no usable text came from the LLM, so its SLM gets none of its domain")
+            self._warn(
+                f"{phase}, {site}: no usable text came from the LLM, so its SLM gets none of its"
+                " domain"
+            )
 
     def as_demonstrations(self, site: str, data: LabelledTexts) -> list[Demonstration]:
         """A site's texts with its name and the wording of its domain."""
         domain = self._task.domains[site]
-        return [Demonstration(text, label, domain, site) for text, label in zip(data.texts, data.labels, strict=True)]
+        return [
+            Demonstration(text, label, domain, site)
+            for text, label in zip(data.texts, data.labels, strict=True)
+        ]
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         from fedduet.lm.text.embed import hashed_embeddings
@@ -132,4 +181,6 @@ class LLMCloud:
 
     @staticmethod
     def _progress(phase: str) -> Progress:
-        return lambda done, total, tokens: report(phase, done, total, "requests", tokens=float(tokens))
+        return lambda done, total, tokens: report(
+            phase, done, total, "requests", tokens=float(tokens)
+        )

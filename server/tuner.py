@@ -1,4 +1,5 @@
-"""The cloud's part of CrossLM: the LLM writes, is tuned by scores and on accepted texts, and is measured; adapters on disk, by phase."""
+"""The cloud's part of CrossLM: the LLM writes, is tuned by scores and on accepted texts, and is
+measured; adapters on disk, by phase."""
 
 from __future__ import annotations
 
@@ -45,10 +46,18 @@ class Settings:
 
 
 class LLMTuner:
-    """Works on the LLM that `cloud` holds. `splits`, in a simulation only: how the LLM is measured, and its pooled upper bound."""
+    """Works on the LLM that `cloud` holds. `splits`, in a simulation only: how the LLM is measured,
+    and its pooled upper bound."""
 
     def __init__(
-        self, run: RunFolder, task: Task, cloud: LLMCloud, settings: Settings, task_config: TaskConfig, federation: str, seed: int
+        self,
+        run: RunFolder,
+        task: Task,
+        cloud: LLMCloud,
+        settings: Settings,
+        task_config: TaskConfig,
+        federation: str,
+        seed: int,
     ) -> None:
         self._run, self._task, self._cloud, self._settings = run, task, cloud, settings
         self._task_config, self._federation, self._seed = task_config, federation, seed
@@ -59,7 +68,13 @@ class LLMTuner:
         self._splits: Mapping[str, Split] | None = None
         self._before: Any = None  # general ability of the LLM as it came
         if self._general is None:
-            run.event("warning", message="the LLM's general ability is not measured: strategy.general.texts names no neutral text")
+            run.event(
+                "warning",
+                message=(
+                    "the LLM's general ability is not measured: strategy.general.texts names no"
+                    " neutral text"
+                ),
+            )
 
     @property
     def tunes(self) -> bool:
@@ -67,18 +82,40 @@ class LLMTuner:
 
     # -- Writing ---------------------------------------------------------------
 
-    def write(self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int) -> Texts:
-        rows = self._run.once(f"{phase}-prompts", lambda: self._write(phase, demonstrations, adapter, per_label))
-        return {site: LabelledTexts([row["text"] for row in of], [row["label"] for row in of]) for site, of in rows.items()}
+    def write(
+        self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int
+    ) -> Texts:
+        rows = self._run.once(
+            f"{phase}-prompts", lambda: self._write(phase, demonstrations, adapter, per_label)
+        )
+        return {
+            site: LabelledTexts([row["text"] for row in of], [row["label"] for row in of])
+            for site, of in rows.items()
+        }
 
-    def _write(self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int) -> dict[str, list[dict[str, Any]]]:
+    def _write(
+        self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int
+    ) -> dict[str, list[dict[str, Any]]]:
         rows: dict[str, list[dict[str, Any]]] = {}
         with self._using(adapter) as llm:
             for site in sorted(self._task.domains):
-                shown = self._cloud.as_demonstrations(site, demonstrations[site]) if demonstrations and site in demonstrations else []
+                shown = (
+                    self._cloud.as_demonstrations(site, demonstrations[site])
+                    if demonstrations and site in demonstrations
+                    else []
+                )
                 seed = derive(self._seed, phase, site)
                 domain = self._task.domains[site]
-                result = write(self._task, llm, domain, per_label, shown, self._settings.write, seed, _progress(f"{phase} {site}"))
+                result = write(
+                    self._task,
+                    llm,
+                    domain,
+                    per_label,
+                    shown,
+                    self._settings.write,
+                    seed,
+                    _progress(f"{phase} {site}"),
+                )
                 self._cloud.count(phase, site, result.counts)
                 rows[site] = [asdict(one) for one in result.texts]
         return rows
@@ -98,7 +135,9 @@ class LLMTuner:
     def tune_generator(self, phase: str, adapter: str, written: str, rewards: Rewards) -> Outcome:
         rows = self._run.kept(f"{written}-prompts")
         rated = [
-            Rated(_prompt(row["prompt"]), _chosen(row), reward, f"{site} {row['label']}", row["ended"])
+            Rated(
+                _prompt(row["prompt"]), _chosen(row), reward, f"{site} {row['label']}", row["ended"]
+            )
             for site, of in sorted(rows.items())
             for row, reward in zip(of, rewards[site], strict=True)
         ]
@@ -109,13 +148,22 @@ class LLMTuner:
     def tune_task(self, phase: str, adapter: str, texts: Texts) -> Outcome:
         def tune(llm: Any) -> TuneReport:
             examples = task_examples(self._task, llm, texts)
-            return llm.tune_examples(adapter, examples, self._settings.examples, derive(self._seed, phase), self._keep, _progress(phase))
+            return llm.tune_examples(
+                adapter,
+                examples,
+                self._settings.examples,
+                derive(self._seed, phase),
+                self._keep,
+                _progress(phase),
+            )
 
         return self._tune(phase, adapter, tune, task=True)
 
     def tune_pooled(self, phase: str, adapter: str) -> Outcome:
         pooled = {
-            site: LabelledTexts([record.text for record in split.train], [record.label for record in split.train])
+            site: LabelledTexts(
+                [record.text for record in split.train], [record.label for record in split.train]
+            )
             for site, split in self._simulated().items()
         }
         return self.tune_task(phase, adapter, pooled)
@@ -124,7 +172,9 @@ class LLMTuner:
         if outcome["folder"]:
             self._at[outcome["adapter"]] = outcome["folder"]
 
-    def _tune(self, phase: str, adapter: str, tune: Callable[[Any], TuneReport], task: bool = False) -> Outcome:
+    def _tune(
+        self, phase: str, adapter: str, tune: Callable[[Any], TuneReport], task: bool = False
+    ) -> Outcome:
         """Tune, measure, and undo what cost more general ability than allowed."""
         before = self._base_general()
         with self._using(adapter) as llm:
@@ -143,10 +193,22 @@ class LLMTuner:
             if not folder:
                 self._loaded.pop(adapter, None)  # loaded anew when it is needed
         measured = self._measure(phase, adapter if adapter in self._at else None, accuracy=task)
-        stopped, rolled_back = SAID.get(report.stopped, report.stopped), undone and f"undone: {undone}"
-        figures = {key: value if math.isfinite(value) else None for key, value in (("loss", report.loss), ("kl", report.kl))}
+        stopped, rolled_back = (
+            SAID.get(report.stopped, report.stopped),
+            undone and f"undone: {undone}",
+        )
+        figures = {
+            key: value if math.isfinite(value) else None
+            for key, value in (("loss", report.loss), ("kl", report.kl))
+        }
         return (
-            {"adapter": adapter, "folder": folder, "steps": report.steps, "stopped": stopped, "rolled_back": rolled_back}
+            {
+                "adapter": adapter,
+                "folder": folder,
+                "steps": report.steps,
+                "stopped": stopped,
+                "rolled_back": rolled_back,
+            }
             | figures
             | measured
         )
@@ -158,7 +220,13 @@ class LLMTuner:
 
     def _measure(self, phase: str, adapter: str | None, accuracy: bool) -> dict[str, Any]:
         with self._using(adapter) as llm:
-            general = self._base_general() if adapter is None else measure_general(llm, self._general) if self._general else None
+            general = (
+                self._base_general()
+                if adapter is None
+                else measure_general(llm, self._general)
+                if self._general
+                else None
+            )
             right: dict[str, float] = {}
             if accuracy and self._federation in ("inprocess", "simulation"):
                 test = {site: split.test for site, split in self._simulated().items()}
@@ -174,7 +242,9 @@ class LLMTuner:
 
     def _simulated(self) -> Mapping[str, Split]:
         if self._splits is None:
-            self._splits = simulated_splits(self._task_config, self._federation, self._seed, self._settings.llm_test_rows)
+            self._splits = simulated_splits(
+                self._task_config, self._federation, self._seed, self._settings.llm_test_rows
+            )
         return self._splits
 
     # -- The LLM ---------------------------------------------------------------
@@ -206,7 +276,8 @@ def _prompt(value: Any) -> Any:
 
 
 def _chosen(row: Mapping[str, Any]) -> str:
-    """What the LLM is rewarded for: all it said, or, where the rules cut an unfinished end, up to there."""
+    """What the LLM is rewarded for: all it said, or, where the rules cut an unfinished end, up to
+    there."""
     said, text = row["completion"], row["text"]
     at = said.find(text)
     return said if row["ended"] or at < 0 else said[: at + len(text)]

@@ -10,7 +10,8 @@ from fedduet.conf.check import Section
 
 
 class Baselines(Section):
-    """What every strategy's section has: baselines of the same run, on unless switched off by name, and FedAvg's settings."""
+    """What every strategy's section has: baselines of the same run, on unless switched off by name,
+    and FedAvg's settings."""
 
     KNOWN: ClassVar[tuple[str, ...]] = ()
     fedavg_rounds: int = pydantic.Field(3, ge=1)
@@ -22,7 +23,9 @@ class Baselines(Section):
     def _known(cls, value: Mapping[str, bool]) -> Mapping[str, bool]:
         unknown = sorted(set(value) - set(cls.KNOWN))
         if unknown:
-            raise ValueError(f"unknown baseline {', '.join(unknown)}; allowed: {', '.join(cls.KNOWN)}")
+            raise ValueError(
+                f"unknown baseline {', '.join(unknown)}; allowed: {', '.join(cls.KNOWN)}"
+            )
         return value
 
     def wants(self, baseline: str) -> bool:
@@ -31,35 +34,44 @@ class Baselines(Section):
 
 
 class FDKTConfig(Baselines):
-    """FDKT and its baselines. `curate` and `augment` are the server's settings and checked there."""
+    """FDKT and its baselines. `curate` and `augment` are the server's settings and checked
+    there."""
 
     KNOWN = ("local", "dp_only", "zero_shot", "fedavg", "pooled")
     name: Literal["fdkt"]
     rounds: int = pydantic.Field(1, ge=1)
     demonstrations_per_label: int = pydantic.Field(32, ge=1)
-    share: Literal["domain", "all"] = "domain"  # what a site receives: data of its own domain, or everybody's
-    weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_i) + lambda * CE(D_a,i); METHODS: our choice
+    # what a site receives: data of its own domain, or everybody's
+    share: Literal["domain", "all"] = "domain"
+    # lambda of L = CE(D_i) + lambda * CE(D_a,i); METHODS: our choice
+    weight: float = pydantic.Field(1.0, ge=0)
     order: Literal["together", "generated_first"] = "together"
     curate: Mapping[str, Any] = {}
     augment: Mapping[str, Any] = {}
 
 
 class CrossLMConfig(Baselines):
-    """CrossLM and its baselines. `write`, `policy`, `examples` and `general` are the server's settings and checked there."""
+    """CrossLM and its baselines. `write`, `policy`, `examples` and `general` are the server's
+    settings and checked there."""
 
     KNOWN = ("zero_shot", "filtered", "llm_unfiltered", "llm_pooled", "fedavg", "pooled")
     name: Literal["crosslm"]
     rounds: int = pydantic.Field(3, ge=1)
-    per_label: int = pydantic.Field(24, ge=1)  # texts of each label for each site's domain in a round
+    # texts of each label for each site's domain in a round
+    per_label: int = pydantic.Field(24, ge=1)
     share: Literal["domain", "all"] = "all"
     weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_k) + lambda * sum r * CE
     order: Literal["together", "generated_first"] = "together"
     aggregate: Literal["uniform", "rows", "median"] = "uniform"
-    accept: float | None = pydantic.Field(None, ge=0, le=1)  # tau: the least reward of an accepted text; null: that of no opinion [O]
-    keep_at_least: int = pydantic.Field(4, ge=1)  # texts of a label, the best ones, where fewer are accepted
-    tuning: Literal["policy_gradient", "dpo", "likelihood", "none"] = "policy_gradient"  # none: selection only
+    # tau: the least reward of an accepted text; null: that of no opinion [O]
+    accept: float | None = pydantic.Field(None, ge=0, le=1)
+    # texts of a label, the best ones, where fewer are accepted
+    keep_at_least: int = pydantic.Field(4, ge=1)
+    # none: selection only
+    tuning: Literal["policy_gradient", "dpo", "likelihood", "none"] = "policy_gradient"
     adapters: Literal["separate", "shared"] = "separate"  # of generating and of the task
-    llm_test_rows: int = pydantic.Field(200, ge=1)  # of each site's test texts, to measure the LLM in a simulation
+    # of each site's test texts, to measure the LLM in a simulation
+    llm_test_rows: int = pydantic.Field(200, ge=1)
     write: Mapping[str, Any] = {}
     policy: Mapping[str, Any] = {}
     examples: Mapping[str, Any] = {}
@@ -67,11 +79,14 @@ class CrossLMConfig(Baselines):
 
 
 class GBoostConfig(Section):
-    """G-Boost and what it is compared with. `search`: clients/vault/answering/search.py `SearchConfig`, checked at the sites and before a run."""
+    """G-Boost and what it is compared with. `search`: clients/vault/answering/search.py
+    `SearchConfig`, checked at the sites and before a run."""
 
     name: Literal["gboost"]
-    methods: tuple[str, ...]  # strategies/gboost.py SEARCHES, clients/vault/answering/baselines.py BASELINES
-    samples: int = pydantic.Field(16, ge=1)  # solutions that a Best-of-N or a vote may draw within the budget
+    # strategies/gboost.py SEARCHES, clients/vault/answering/baselines.py BASELINES
+    methods: tuple[str, ...]
+    # solutions that a Best-of-N or a vote may draw within the budget
+    samples: int = pydantic.Field(16, ge=1)
     questions: int | None = pydantic.Field(None, ge=1)  # test questions of each site; null: all
     search: Mapping[str, Any] = {}
 
@@ -80,15 +95,23 @@ class FDKTCrossLMConfig(Section):
     """FDKT, then CrossLM from its SLMs and demonstrations."""
 
     name: Literal["fdkt_crosslm"]
-    fdkt_part: float = pydantic.Field(0.7, gt=0, lt=1)  # of epsilon for demonstrations, the rest for scores, where these are protected [O]
+    # of epsilon for demonstrations, the rest for scores, where these are protected [O]
+    fdkt_part: float = pydantic.Field(0.7, gt=0, lt=1)
     fdkt: FDKTConfig
     crosslm: CrossLMConfig
 
     @pydantic.model_validator(mode="after")
     def _baselines_once(self) -> FDKTCrossLMConfig:
-        both = [name for name in FDKTConfig.KNOWN if name in CrossLMConfig.KNOWN and self.fdkt.wants(name) and self.crosslm.wants(name)]
+        both = [
+            name
+            for name in FDKTConfig.KNOWN
+            if name in CrossLMConfig.KNOWN and self.fdkt.wants(name) and self.crosslm.wants(name)
+        ]
         if both:
-            raise ValueError(f"baselines of both: {', '.join(both)}; switch them off in one, e.g. crosslm.baselines.{both[0]}=false")
+            raise ValueError(
+                f"baselines of both: {', '.join(both)}; switch them off in one, e.g."
+                f" crosslm.baselines.{both[0]}=false"
+            )
         return self
 
     @property
@@ -103,7 +126,8 @@ class FDKTCrossLMConfig(Section):
 
 
 class CustomConfig(Section):
-    """A strategy of the user's own. `file` is read where the ServerApp runs; `settings` go to its function as they are."""
+    """A strategy of the user's own. `file` is read where the ServerApp runs; `settings` go to its
+    function as they are."""
 
     name: Literal["custom"]
     file: str

@@ -1,4 +1,5 @@
-"""CrossLM (Deng et al. 2023, arXiv 2312.05842): the LLM writes, the sites' SLMs score, the scores steer the LLM, and both learn."""
+"""CrossLM (Deng et al. 2023, arXiv 2312.05842): the LLM writes, the sites' SLMs score, the scores
+steer the LLM, and both learn."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from fedduet.strategies.pooled import pooled
 from fedduet.strategies.run.moves import Moves, Texts, merge, shared_by_all
 
 
-def crosslm(moves: Moves, config: CrossLMConfig, scorer: str = "local", demonstrations: Texts | None = None) -> None:
-    """METHODS, CrossLM steps 1 to 6. `scorer`: the sites' SLM that scores the first round; `demonstrations`: public or released examples
-    that the LLM is shown. An LLM that cannot be tuned is steered by showing it the best texts of the round before (selection only)."""
+def crosslm(
+    moves: Moves, config: CrossLMConfig, scorer: str = "local", demonstrations: Texts | None = None
+) -> None:
+    """METHODS, CrossLM steps 1 to 6. `scorer`: the sites' SLM that scores the first round;
+    `demonstrations`: public or released examples that the LLM is shown. An LLM that cannot be tuned
+    is steered by showing it the best texts of the round before (selection only)."""
     steering = Steering(moves, config)
     if scorer == "local":
         local(moves)
@@ -46,17 +50,20 @@ def crosslm(moves: Moves, config: CrossLMConfig, scorer: str = "local", demonstr
 
 
 def no_feedback(moves: Moves, steering: Steering, config: CrossLMConfig) -> None:
-    """Baseline: the same number of texts from the LLM as it came, all of them, each counting the same."""
+    """Baseline: the same number of texts from the LLM as it came, all of them, each counting the
+    same."""
     moves.learn("zero_shot", _given(moves, config, steering.untuned_texts()))
 
 
 def filtered(moves: Moves, steering: Steering, config: CrossLMConfig) -> None:
-    """Baseline: the scores only choose and weigh texts; the LLM stays as it came. Its scores are a release beside the run's."""
+    """Baseline: the scores only choose and weigh texts; the LLM stays as it came. Its scores are a
+    release beside the run's."""
     texts = steering.untuned_texts()
     rewards = steering.score(0, "local", texts, baseline=True)
     moves.learn("filtered", _given(moves, config, steering.accept(texts, rewards)[0]))
 
 
 def _given(moves: Moves, config: CrossLMConfig, data: Texts) -> Texts:
-    """What each site learns from: texts for all domains, the domain not named, or those for its own."""
+    """What each site learns from: texts for all domains, the domain not named, or those for its
+    own."""
     return shared_by_all(data) if config.share == "all" else data

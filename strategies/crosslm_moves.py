@@ -1,4 +1,5 @@
-"""CrossLM's own moves: the LLM writes and is tuned, the sites score; each is a phase of the run folder, done once."""
+"""CrossLM's own moves: the LLM writes and is tuned, the sites score; each is a phase of the run
+folder, done once."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from fedduet.wire.messages import LabelledTexts, Score, Scored
 
 
 class Steering:
-    """One CrossLM run over `moves`; what it measured of the LLM is in `llm` and of the texts in `curve`, for the summary."""
+    """One CrossLM run over `moves`; what it measured of the LLM is in `llm` and of the texts in
+    `curve`, for the summary."""
 
     def __init__(self, moves: Moves, config: CrossLMConfig) -> None:
         if moves.tuner is None:
@@ -33,16 +35,21 @@ class Steering:
         wanted = self._config.tuning != "none"
         can = wanted and self.moves.run.once("llm-tunes", lambda: self._tuner.tunes)
         if wanted and not can:
-            message = "this LLM cannot be tuned: its best-rated texts become examples of the next round, its weights do not change"
+            message = (
+                "this LLM cannot be tuned: its best-rated texts become examples of the next round,"
+                " its weights do not change"
+            )
             self.moves.run.event("warning", message=message)
         return can
 
     def write(self, phase: str, demonstrations: Texts | None) -> Texts:
-        """Step 2: texts of every label, as many for each site's domain, by the LLM as tuned so far."""
+        """Step 2: texts of every label, as many for each site's domain, by the LLM as tuned so
+        far."""
         return self._write(phase, demonstrations, self._used, self._config.per_label)
 
     def score(self, round: int, model: str, texts: Texts, baseline: bool = False) -> Rewards:
-        """Step 3: every site scores all texts; rewards by aggregation. Sites whose scores cannot be right are left out and named."""
+        """Step 3: every site scores all texts; rewards by aggregation. Sites whose scores cannot be
+        right are left out and named."""
         moves, config = self.moves, self._config
         phase = f"score-filtered-{round}" if baseline else f"score-{round}"
         everything = concatenate([data for _, data in sorted(texts.items())])
@@ -62,15 +69,27 @@ class Steering:
                 counterfactual=baseline,
             )
 
-        answers = moves.remember(phase, Scored, lambda: {site: answer for site, (answer, _) in moves.ask(phase, request).items()})
+        answers = moves.remember(
+            phase,
+            Scored,
+            lambda: {site: answer for site, (answer, _) in moves.ask(phase, request).items()},
+        )
         good: dict[str, Scored] = {}
         for site, answer in answers.items():
             if reason := problem(answer.scores, len(asked)):
-                moves.run.event("failure", phase=phase, client=site, kind="scores", reason=f"left out of this round: {reason}")
+                moves.run.event(
+                    "failure",
+                    phase=phase,
+                    client=site,
+                    kind="scores",
+                    reason=f"left out of this round: {reason}",
+                )
             else:
                 good[site] = answer
         if not good:
-            raise TooFewSites(f"{phase}: no site returned scores that can be used; see the failures above")
+            raise TooFewSites(
+                f"{phase}: no site returned scores that can be used; see the failures above"
+            )
         if not baseline:
             moves.receipts |= {site: answer.receipt for site, answer in good.items()}
         self._scores = {site: answer.scores for site, answer in good.items()}
@@ -78,22 +97,26 @@ class Steering:
         return split(aggregate(self._scores, rows, config.aggregate), texts)
 
     def accept(self, texts: Texts, rewards: Rewards) -> tuple[Texts, list[str]]:
-        """The texts that are worth learning from, and what labels had too few of them; see `fedduet.strategies.scores.accept`."""
+        """The texts that are worth learning from, and what labels had too few of them; see
+        `fedduet.strategies.scores.accept`."""
         threshold = self._config.accept
         if threshold is None:
             threshold = no_opinion(texts, self.moves.feedback)
         return accept(texts, rewards, threshold, self._config.keep_at_least)
 
-    def record(self, round: int, texts: Texts, rewards: Rewards, accepted: Texts, short: Sequence[str]) -> None:
-        """Write the round's texts, scores and rewards to the run folder and its figures to `curve`."""
+    def record(
+        self, round: int, texts: Texts, rewards: Rewards, accepted: Texts, short: Sequence[str]
+    ) -> None:
+        """Write the round's texts, scores and rewards to the run folder and its figures to
+        `curve`."""
         run, rows, at = self.moves.run, [], 0
         for site, data in sorted(texts.items()):
             kept = set(accepted[site].texts)
             for place, (text, label) in enumerate(zip(data.texts, data.labels, strict=True)):
                 scores = {scorer: round_to(values[at]) for scorer, values in self._scores.items()}
                 reward = round_to(rewards[site][place])
-                rows.append({"round": round, "client": site, "label": label, "reward": reward, "accepted": text in kept, "text": text}
-                            | {"scores": scores})  # fmt: skip
+                said = {"round": round, "client": site, "label": label, "reward": reward}
+                rows.append(said | {"accepted": text in kept, "text": text, "scores": scores})
                 at += 1
         self._rows += rows
         run.artefact("feedback", self._rows)
@@ -113,7 +136,10 @@ class Steering:
     def tune_generator(self, round: int, rewards: Rewards) -> None:
         """Step 4."""
         phase = f"tune-generator-{round}"
-        outcome = self._tune(phase, lambda: self._tuner.tune_generator(phase, self._generate, f"write-{round}", rewards))
+        outcome = self._tune(
+            phase,
+            lambda: self._tuner.tune_generator(phase, self._generate, f"write-{round}", rewards),
+        )
         self._keep_measured("generator", outcome)
         if outcome["folder"]:
             self._used = self._generate
@@ -127,31 +153,48 @@ class Steering:
             self._used = self._generate
 
     def tune_unfiltered(self) -> None:
-        """Baseline of the LLM: the task learnt on its own texts, as many as all rounds wrote, without any feedback."""
+        """Baseline of the LLM: the task learnt on its own texts, as many as all rounds wrote,
+        without any feedback."""
         if self.tunes:
             phase, texts = "tune-task-unfiltered", self.untuned_texts()
-            self._keep_measured("unfiltered", self._tune(phase, lambda: self._tuner.tune_task(phase, "unfiltered", texts)))
+            self._keep_measured(
+                "unfiltered",
+                self._tune(phase, lambda: self._tuner.tune_task(phase, "unfiltered", texts)),
+            )
 
     def tune_pooled(self) -> None:
-        """Baseline of the LLM, upper bound: the task learnt on all sites' private records together. Only a simulation can do that."""
+        """Baseline of the LLM, upper bound: the task learnt on all sites' private records together.
+        Only a simulation can do that."""
         if self.tunes:
             phase = "tune-task-pooled"
-            self._keep_measured("pooled", self._tune(phase, lambda: self._tuner.tune_pooled(phase, "pooled")))
+            self._keep_measured(
+                "pooled", self._tune(phase, lambda: self._tuner.tune_pooled(phase, "pooled"))
+            )
 
     def untuned_texts(self) -> Texts:
         """As many texts as all rounds wrote, by the LLM as it came."""
-        return self._write("write-untuned", None, None, self._config.per_label * self._config.rounds)
+        return self._write(
+            "write-untuned", None, None, self._config.per_label * self._config.rounds
+        )
 
     def measure(self, name: str) -> None:
         """The LLM as it came."""
         phase = f"measure-llm-{name}"
-        outcome = self.moves.run.once(phase, lambda: self.moves.on_llm(phase, lambda: self._tuner.measure(phase, None)))
+        outcome = self.moves.run.once(
+            phase, lambda: self.moves.on_llm(phase, lambda: self._tuner.measure(phase, None))
+        )
         self._keep_measured(name, outcome)
 
-    def _write(self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int) -> Texts:
+    def _write(
+        self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int
+    ) -> Texts:
         moves = self.moves
         texts = moves.remember(
-            phase, LabelledTexts, lambda: moves.on_llm(phase, lambda: self._tuner.write(phase, demonstrations, adapter, per_label))
+            phase,
+            LabelledTexts,
+            lambda: moves.on_llm(
+                phase, lambda: self._tuner.write(phase, demonstrations, adapter, per_label)
+            ),
         )
         moves.artefact("task_data", phase, texts)
         return texts
@@ -159,14 +202,17 @@ class Steering:
     def _tune(self, phase: str, compute: Any) -> Outcome:
         outcome = self.moves.run.once(phase, lambda: self.moves.on_llm(phase, compute))
         self._tuner.adopt(outcome)
-        self.moves.run.event("tuned", **{key: value for key, value in outcome.items() if key != "accuracy"})
+        self.moves.run.event(
+            "tuned", **{key: value for key, value in outcome.items() if key != "accuracy"}
+        )
         for reason in (outcome["stopped"], outcome["rolled_back"]):
             if reason:
                 self.moves.run.event("warning", message=f"{phase}: {reason}")
         return outcome
 
     def _keep_measured(self, name: str, outcome: Outcome) -> None:
-        """The LLM `before` and `after` the rounds (of the last one), its `generator` adapter, and the baselines."""
+        """The LLM `before` and `after` the rounds (of the last one), its `generator` adapter, and
+        the baselines."""
         self.llm[name] = {key: outcome[key] for key in ("general", "accuracy")}
         if name == "after" and outcome["accuracy"]:
             mean = sum(outcome["accuracy"].values()) / len(outcome["accuracy"])

@@ -1,4 +1,5 @@
-"""FDKT (Li et al. 2024, arXiv 2405.14212): DP demonstrations up, LLM-augmented data down, a better SLM at every site."""
+"""FDKT (Li et al. 2024, arXiv 2405.14212): DP demonstrations up, LLM-augmented data down, a better
+SLM at every site."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from fedduet.strategies.zero_shot import zero_shot
 
 
 def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
-    """METHODS, FDKT steps 1 to 6. The privacy budget is planned over all rounds together; data of the rounds adds up.
+    """METHODS, FDKT steps 1 to 6. The privacy budget is planned over all rounds together; data of
+    the rounds adds up.
 
     Returns the demonstrations that the judge kept, by site.
     """

@@ -9,9 +9,11 @@ from fedduet.strategies.run.moves import Moves
 
 
 def fdkt_crosslm(moves: Moves, config: FDKTCrossLMConfig) -> None:
-    """FDKT's SLM scores CrossLM's first round, and what its judge kept of the demonstrations is shown to the LLM as examples.
+    """FDKT's SLM scores CrossLM's first round, and what its judge kept of the demonstrations is
+    shown to the LLM as examples.
 
-    Where scores are protected, FDKT plans within `fdkt_part` of the run's epsilon, and the scores with what is left of the whole.
+    Where scores are protected, FDKT plans within `fdkt_part` of the run's epsilon, and the scores
+    with what is left of the whole.
     """
     whole = moves.epsilon
     if moves.feedback != "none":

@@ -1,4 +1,5 @@
-"""Baseline, upper bound: one SLM trained on all sites' private records together. Only a simulation can do that."""
+"""Baseline, upper bound: one SLM trained on all sites' private records together. Only a simulation
+can do that."""
 
 from fedduet.strategies.run.moves import Moves
 from fedduet.wire.messages import Learn
@@ -9,7 +10,13 @@ def pooled(moves: Moves) -> None:
     first = moves.sites.names[:1]
 
     def request(site: str) -> Learn:
-        return Learn(moves.message_id("learn-pooled", site), moves.sites.run_id, "pooled", scope="pooled", seed=moves.seed)
+        return Learn(
+            moves.message_id("learn-pooled", site),
+            moves.sites.run_id,
+            "pooled",
+            scope="pooled",
+            seed=moves.seed,
+        )
 
     moves.teach("pooled", request, only=first)
     moves.measure("pooled", scope="pooled")

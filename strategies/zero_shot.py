@@ -1,4 +1,5 @@
-"""Baseline: the LLM writes from the domain's name alone (the "ZeroGen" case), the same amount as for FDKT."""
+"""Baseline: the LLM writes from the domain's name alone (the "ZeroGen" case), the same amount as
+for FDKT."""
 
 from fedduet.strategies.run.moves import Moves
 

@@ -1,1 +1,2 @@
-"""What is learned: labels, wording, prompts; where text comes from; how it is split over clients."""
+"""What is learned: labels, wording, prompts; where text comes from; how it is split over
+clients."""

@@ -1,4 +1,5 @@
-"""The task section of the configuration: where texts come from, who holds which, how labels and domains are worded."""
+"""The task section of the configuration: where texts come from, who holds which, how labels and
+domains are worded."""
 
 from __future__ import annotations
 
@@ -35,14 +36,18 @@ PLACEHOLDERS = {
     "control_code": ({"domain", "label"}, {"label"}),  # allowed, required
     "domain": ({"client"}, set()),
     "prompts.chat_system": ({"domain", "labels", "noun", "n"}, set()),
-    "prompts.chat_augment": ({"domain", "label", "labels", "n", "noun", "examples"}, {"label", "n", "examples"}),
+    "prompts.chat_augment": (
+        {"domain", "label", "labels", "n", "noun", "examples"},
+        {"label", "n", "examples"},
+    ),
     "prompts.chat_judge": ({"domain", "labels", "noun", "members"}, {"members"}),
     "prompts.completion_document": ({"domain", "label", "noun", "text"}, {"label", "text"}),
 }
 
 
 def check_placeholders(key: str, template: str) -> str:
-    """`template` unchanged. Raises ValueError when it names an unknown `{placeholder}` or lacks one it needs."""
+    """`template` unchanged. Raises ValueError when it names an unknown `{placeholder}` or lacks one
+    it needs."""
     allowed, required = PLACEHOLDERS[key]
     found = set(re.findall(r"\{([A-Za-z_]+)\}", template))
     if unknown := sorted(found - allowed):
@@ -57,7 +62,8 @@ def _braced(names: set[str]) -> str:
 
 
 class PromptsConfig(Section):
-    """Wording of the prompts [our choice]. The placeholders named in `PLACEHOLDERS` are filled in; other braces stay."""
+    """Wording of the prompts [our choice]. The placeholders named in `PLACEHOLDERS` are filled in;
+    other braces stay."""
 
     chat_system: str = CHAT_SYSTEM
     chat_augment: str = CHAT_AUGMENT
@@ -70,21 +76,28 @@ class PromptsConfig(Section):
         if template is not None:
             check_placeholders(f"prompts.{info.field_name}", template)
             if info.field_name == "completion_document" and not template.endswith("{text}"):
-                raise ValueError(f"found {template!r}; it must end in {{text}}, so that it can be left open for a model")
+                raise ValueError(
+                    f"found {template!r}; it must end in {{text}}, so that it can be left open for"
+                    " a model"
+                )
         return template
 
 
 class TaskConfig(Section):
-    """One classification task. Paths are relative to `root`, and `root` to the current working directory."""
+    """One classification task. Paths are relative to `root`, and `root` to the current working
+    directory."""
 
     name: str = Field(min_length=1)
     kind: Literal["classification"] = "classification"
     source: Literal["world", "files", "hub"] = "files"
 
     root: str | None = None
-    path: str | dict[str, str] | None = None  # a file; a folder with one file per client; or client -> file
-    test_path: str | dict[str, str] | None = None  # likewise; one file without client_column serves all clients
-    dataset: str | None = None  # hub: the first argument of datasets.load_dataset, also a local folder
+    # a file; a folder with one file per client; or client -> file
+    path: str | dict[str, str] | None = None
+    # likewise; one file without client_column serves all clients
+    test_path: str | dict[str, str] | None = None
+    # hub: the first argument of datasets.load_dataset, also a local folder
+    dataset: str | None = None
     subset: str | None = None
     train_split: str = "train"
     test_split: str | None = None
@@ -92,17 +105,23 @@ class TaskConfig(Section):
     text_column: str = "text"
     label_column: str = "label"
     client_column: str | None = None
-    user_column: str | None = None  # whose row it is, where users are the unit of privacy (privacy.policy.unit)
-    clients: int | tuple[str, ...] | dict[str, str] | None = None  # null: every client found in the data
+    # whose row it is, where users are the unit of privacy (privacy.policy.unit)
+    user_column: str | None = None
+    # null: every client found in the data
+    clients: int | tuple[str, ...] | dict[str, str] | None = None
     domain: str | None = None  # null: the client's name, _ as space; {client} is the bare name
-    partition: Literal["column", "files", "iid", "dirichlet"] | None = None  # null: told from the others
+    # null: told from the others
+    partition: Literal["column", "files", "iid", "dirichlet"] | None = None
     dirichlet_alpha: float = Field(default=0.5, gt=0)
     labels: dict[str, str] = Field(default_factory=dict)  # raw value -> wording
 
-    rows_per_client: int | None = Field(default=None, ge=1)  # training rows, stratified by label; null: all
-    validation_rows: int | None = Field(default=None, ge=0)  # null: ceil(rows_per_client / 4) [our choice]
+    # training rows, stratified by label; null: all
+    rows_per_client: int | None = Field(default=None, ge=1)
+    # null: ceil(rows_per_client / 4) [our choice]
+    validation_rows: int | None = Field(default=None, ge=0)
     test_rows: int | None = Field(default=None, ge=1)  # null: the whole test split
-    test_fraction: float = Field(default=0.2, gt=0, lt=1)  # of a client's rows, where there is no test file or split
+    # of a client's rows, where there is no test file or split
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
     max_chars: int = Field(default=20_000, ge=1)  # longer texts are cut at a word boundary
 
     control_code: str = "Product: {domain}\nRating: {label}\nReview:"
@@ -120,9 +139,15 @@ class TaskConfig(Section):
     def _one_path_or_many(cls, value: Any) -> Any:
         if value is None or isinstance(value, str):
             return value
-        if isinstance(value, Mapping) and value and all(isinstance(file, str) for file in value.values()):
+        if (
+            isinstance(value, Mapping)
+            and value
+            and all(isinstance(file, str) for file in value.values())
+        ):
             return {str(client): file for client, file in value.items()}
-        raise ValueError(f"found {value!r}; allowed: a file, a folder, or a mapping from client to file")
+        raise ValueError(
+            f"found {value!r}; allowed: a file, a folder, or a mapping from client to file"
+        )
 
     @field_validator("clients", mode="before")
     @classmethod
@@ -131,9 +156,14 @@ class TaskConfig(Section):
             return None
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return value
-        names = [raw_value(name) for name in value] if isinstance(value, (Mapping, list, tuple)) else []
+        names = (
+            [raw_value(name) for name in value] if isinstance(value, (Mapping, list, tuple)) else []
+        )
         if not names or not all(names):
-            raise ValueError(f"found {value!r}; allowed: a list of names, a mapping from name to domain, or a number >= 1")
+            raise ValueError(
+                f"found {value!r}; allowed: a list of names, a mapping from name to domain, or a"
+                " number >= 1"
+            )
         if len(set(names)) < len(names):
             raise ValueError(f"found {value!r}; a name stands there twice")
         if isinstance(value, Mapping):
@@ -148,18 +178,25 @@ class TaskConfig(Section):
         if isinstance(value, (list, tuple)):  # the raw values are the wordings
             value = {wording: wording for wording in value}
         if not isinstance(value, Mapping):
-            raise ValueError(f"found {value!r}; allowed: a mapping from raw value to wording, such as {{0: negative, 1: positive}}")
+            raise ValueError(
+                f"found {value!r}; allowed: a mapping from raw value to wording, such as {{0:"
+                " negative, 1: positive}"
+            )
         labels: dict[str, str] = {}
         for raw, wording in value.items():
             raw, wording = raw_value(raw), raw_value(wording)
             if not wording or "\n" in wording:
-                raise ValueError(f"found {wording!r} as the wording of {raw!r}; allowed: words on one line")
+                raise ValueError(
+                    f"found {wording!r} as the wording of {raw!r}; allowed: words on one line"
+                )
             if labels.get(raw, wording) != wording:
                 raise ValueError(f"found {raw!r} twice, worded {labels[raw]!r} and {wording!r}")
             labels[raw] = wording
         folded = [wording.casefold() for wording in wordings(labels)]
         if len(set(folded)) < len(folded):
-            raise ValueError(f"found {', '.join(wordings(labels))}; wordings must differ in more than their case")
+            raise ValueError(
+                f"found {', '.join(wordings(labels))}; wordings must differ in more than their case"
+            )
         return labels
 
     @field_validator("control_code", "domain")
@@ -172,36 +209,68 @@ class TaskConfig(Section):
             try:  # Task.control fills it with str.format
                 template.format(domain="", label="")
             except (ValueError, KeyError, IndexError) as failure:
-                raise ValueError(f"found {template!r}; a brace other than {{domain}} and {{label}} is written double ({failure})") from None
+                raise ValueError(
+                    f"found {template!r}; a brace other than {{domain}} and {{label}} is written"
+                    f" double ({failure})"
+                ) from None
         return template
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskConfig:
         if self.source == "world":
             if self.user_column:
-                raise ValueError(f"user_column: found {self.user_column!r}; the built-in world's reviews have no writers; allowed: null")
+                raise ValueError(
+                    f"user_column: found {self.user_column!r}; the built-in world's reviews have no"
+                    " writers; allowed: null"
+                )
             if self.partition not in (None, "column"):
-                raise ValueError(f"partition: found {self.partition!r}; allowed with source=world: null (one domain per client)")
+                raise ValueError(
+                    f"partition: found {self.partition!r}; allowed with source=world: null (one"
+                    " domain per client)"
+                )
             if set(wordings(self.labels)) - {"negative", "positive"}:
-                raise ValueError(f"labels: found {self.labels}; the built-in world has negative and positive")
+                raise ValueError(
+                    f"labels: found {self.labels}; the built-in world has negative and positive"
+                )
             return self
         if len(wordings(self.labels)) < 2:
-            raise ValueError(f"labels: found {self.labels}; needed: at least two, such as {{0: negative, 1: positive}}")
+            raise ValueError(
+                f"labels: found {self.labels}; needed: at least two, such as {{0: negative, 1:"
+                " positive}"
+            )
         if self.rows_per_client is not None and self.rows_per_client < len(wordings(self.labels)):
-            raise ValueError(f"rows_per_client: found {self.rows_per_client}; allowed: at least one a label, {len(wordings(self.labels))}")
+            raise ValueError(
+                f"rows_per_client: found {self.rows_per_client}; allowed: at least one a label,"
+                f" {len(wordings(self.labels))}"
+            )
         if self.source == "files" and self.path is None:
-            raise ValueError("path: missing with source=files; give a file, a folder, or a mapping from client to file")
+            raise ValueError(
+                "path: missing with source=files; give a file, a folder, or a mapping from client"
+                " to file"
+            )
         if self.source == "hub" and self.dataset is None:
-            raise ValueError("dataset: missing with source=hub; give a data set's name or a local folder")
+            raise ValueError(
+                "dataset: missing with source=hub; give a data set's name or a local folder"
+            )
         if self.source == "hub" and self.partition == "files":
-            raise ValueError("partition: found 'files' with source=hub; allowed: column, iid, dirichlet")
+            raise ValueError(
+                "partition: found 'files' with source=hub; allowed: column, iid, dirichlet"
+            )
         if self.partition == "column" and self.client_column is None:
             raise ValueError("client_column: missing with partition=column")
         if self.partition in ("iid", "dirichlet"):
             if self.clients is None:
-                raise ValueError(f"clients: missing with partition={self.partition}; give their number or names")
+                raise ValueError(
+                    f"clients: missing with partition={self.partition}; give their number or names"
+                )
             if not isinstance(self.path, str) and self.source == "files":
-                raise ValueError(f"path: found one file per client with partition={self.partition}; allowed: one file")
+                raise ValueError(
+                    f"path: found one file per client with partition={self.partition}; allowed: one"
+                    " file"
+                )
         if isinstance(self.clients, int) and self.partition in ("column", "files"):
-            raise ValueError(f"clients: found the number {self.clients} with partition={self.partition}; allowed: names or null")
+            raise ValueError(
+                f"clients: found the number {self.clients} with partition={self.partition};"
+                " allowed: names or null"
+            )
         return self

@@ -12,8 +12,9 @@ _DECIMAL = re.compile(r"[+-]?[0-9]+\.[0-9]*")
 def raw_value(value: Any) -> str:
     """`value` as the string that raw values are compared by.
 
-    White space around it is dropped. Truth values, also when written out, become "true" and "false". A number with a decimal
-    point loses trailing zeros, so 1.0 equals 1 but never 10.0 or 1.5; numbers without one stay as written ("01" is not "1").
+    White space around it is dropped. Truth values, also when written out, become "true" and
+    "false". A number with a decimal point loses trailing zeros, so 1.0 equals 1 but never 10.0 or
+    1.5; numbers without one stay as written ("01" is not "1").
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -27,7 +28,8 @@ def raw_value(value: Any) -> str:
 
 
 def wordings(labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The distinct wordings in the order written: label index -> wording. Several raw values may share one wording."""
+    """The distinct wordings in the order written: label index -> wording. Several raw values may
+    share one wording."""
     return tuple(dict.fromkeys(labels.values()))
 
 

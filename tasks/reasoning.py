@@ -1,4 +1,5 @@
-"""Questions answered in steps: their layout, where the answer stands in a text, and when two answers are the same."""
+"""Questions answered in steps: their layout, where the answer stands in a text, and when two
+answers are the same."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _CHOICE = re.compile(r"^\(?([A-Ea-e])(?:[).:]+|\s*$)")
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its worked `steps`, one line each, the answer not among them; `domain` is a client's name."""
+    """A question with its worked `steps`, one line each, the answer not among them; `domain` is a
+    client's name."""
 
     question: str
     steps: tuple[str, ...]
@@ -24,8 +26,12 @@ class Question:
 
 
 def worked(question: Question) -> tuple[str, str]:
-    """A question as a model learns it: the prompt, and what it shall go on with: a step a line, and the answer."""
-    return prompt(question.question), "".join(f"{step}\n" for step in question.steps) + CLOSING + question.answer
+    """A question as a model learns it: the prompt, and what it shall go on with: a step a line, and
+    the answer."""
+    return (
+        prompt(question.question),
+        "".join(f"{step}\n" for step in question.steps) + CLOSING + question.answer,
+    )
 
 
 def document(question: Question) -> str:
@@ -44,7 +50,8 @@ def is_final(step: str) -> bool:
 
 
 def find_answer(text: str) -> str | None:
-    """What a solution answers: after the last "Answer:" or "####", its number or choice letter; without one, the last number of the text.
+    """What a solution answers: after the last "Answer:" or "####", its number or choice letter;
+    without one, the last number of the text.
 
     None where there is neither.
     """
@@ -61,7 +68,8 @@ def find_answer(text: str) -> str | None:
 
 
 def answer_key(answer: str) -> Hashable:
-    """Equal for equal answers: numbers by value ("1,000" and "1000.0", "1/2" and "50%"), other answers by their words in lower case."""
+    """Equal for equal answers: numbers by value ("1,000" and "1000.0", "1/2" and "50%"), other
+    answers by their words in lower case."""
     plain = re.sub(r"[\s,$]", "", answer)
     percent = plain.endswith("%")
     try:

@@ -18,7 +18,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Split:
-    """What one site holds. `validation` chooses checkpoints and is never trained on or synthesised from; `test` only measures."""
+    """What one site holds. `validation` chooses checkpoints and is never trained on or synthesised
+    from; `test` only measures."""
 
     train: tuple[Record, ...]
     validation: tuple[Record, ...]
@@ -27,22 +28,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Wording of the prompts, in chat and in completion form; `{domain}`, `{label}`, `{labels}`, `{n}`, `{text}`, `{noun}` are filled."""
+    """Wording of the prompts, in chat and in completion form; `{domain}`, `{label}`, `{labels}`,
+    `{n}`, `{text}`, `{noun}` are filled."""
 
     chat_system: str = ""
     chat_augment: str = ""
     chat_judge: str = ""
-    completion_document: str = ""  # one labelled document as a base LLM knows it, e.g. "Product: {domain}\nRating: {label}\nReview: {text}"
+    # one labelled document as a base LLM knows it, e.g. "Product: {domain}\nRating:
+    # {label}\nReview: {text}"
+    completion_document: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task in words. `labels[i]` words the label with index i; `domains` words each client's domain."""
+    """A classification task in words. `labels[i]` words the label with index i; `domains` words
+    each client's domain."""
 
     name: str
     labels: tuple[str, ...]
     domains: Mapping[str, str]  # client -> wording of its domain
-    control_code: str = "Product: {domain}\nRating: {label}\nReview:"  # generator's training string starts with this
+    # generator's training string starts with this
+    control_code: str = "Product: {domain}\nRating: {label}\nReview:"
     separator: str = " "  # between control code and text
     noun: str = "review"  # what one text is, for prompts
     prompts: Prompts = field(default_factory=Prompts)

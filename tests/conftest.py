@@ -8,7 +8,8 @@ import yaml
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """A plain folder with a random Llama of two layers and a byte-level tokenizer trained on the built-in world."""
+    """A plain folder with a random Llama of two layers and a byte-level tokenizer trained on the
+    built-in world."""
     import torch
     from fedduet.lm.pretraining.start import train_tokenizer
     from fedduet.tasks.builtin.world import public_documents
@@ -28,7 +29,8 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def private_csv(tmp_path_factory):
-    """train.csv and test.csv with the columns text, label (0/1) and domain for the clients coffee and tents."""
+    """train.csv and test.csv with the columns text, label (0/1) and domain for the clients coffee
+    and tents."""
     from fedduet.tasks.builtin.world import world_records
 
     folder = tmp_path_factory.mktemp("data")
@@ -37,17 +39,23 @@ def private_csv(tmp_path_factory):
             writer = csv.writer(file)
             writer.writerow(["text", "label", "domain"])
             for domain in ("coffee", "tents"):
-                writer.writerows([record.text, record.label, domain] for record in world_records(domain, rows, seed))
+                writer.writerows(
+                    [record.text, record.label, domain]
+                    for record in world_records(domain, rows, seed)
+                )
     return folder
 
 
 @pytest.fixture
 def overrides(tiny_model, private_csv, tmp_path):
-    """A whole FDKT run in process on the private CSV with tiny models, in a second or two, as a list of Hydra overrides."""
+    """A whole FDKT run in process on the private CSV with tiny models, in a second or two, as a
+    list of Hydra overrides."""
     from fedduet.tasks.builtin.world import world_records
 
     answers = {
-        f"Rating: {label}\nReview:$": [record.text for record in world_records("lamps", 80, 3) if record.label == index]
+        f"Rating: {label}\nReview:$": [
+            record.text for record in world_records("lamps", 80, 3) if record.label == index
+        ]
         for index, label in enumerate(("negative", "positive"))
     }
     script = tmp_path / "script.yaml"

@@ -1,4 +1,5 @@
-"""Commands of README and docs/ are ones that exist: overrides compose, sub-commands have these options, targets and modules are there."""
+"""Commands of README and docs/ are ones that exist: overrides compose, sub-commands have these
+options, targets and modules are there."""
 
 import contextlib
 import importlib.util
@@ -22,17 +23,22 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PROGRAMS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
 OURS = ("fedduet", "make", "python", *PROGRAMS, "flwr", "flower-superlink", "flower-supernode")
-FILLED = {"$seed": "0", "$n": "1", "$feedback": "votes", "$(openssl rand -hex 24)": "key"}  # loops' variables, in the documentation
-OPEN = {"overrides", "options", "...", "ROUND", "RUN...", "OVERRIDES...", "TEXT..."}  # what a reader fills in
+# loops' variables, in the documentation
+FILLED = {"$seed": "0", "$n": "1", "$feedback": "votes", "$(openssl rand -hex 24)": "key"}
+# what a reader fills in
+OPEN = {"overrides", "options", "...", "ROUND", "RUN...", "OVERRIDES...", "TEXT..."}
 
 
 def commands(text):
-    """Commands of ours in a page: of fenced blocks, line ends after a backslash joined, and of inline code."""
+    """Commands of ours in a page: of fenced blocks, line ends after a backslash joined, and of
+    inline code."""
     found = []
     for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             found += re.split(r"(?:;|&&|\||\bdo\b)\s+", re.sub(r"\s+#.*", "", line))
-    found += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    found += re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    )
     for command in found:
         for variable, value in FILLED.items():
             command = command.replace(variable, value)
@@ -44,7 +50,9 @@ def commands(text):
 
 def composes(overrides):
     """Whether Hydra takes them; of a sweep its first job."""
-    overrides = [one for one in overrides if one not in OPEN and not one.startswith("-") and one != "job"]
+    overrides = [
+        one for one in overrides if one not in OPEN and not one.startswith("-") and one != "job"
+    ]
     check_words(overrides)
     first = []
     for one in OverridesParser.create().parse_overrides(overrides):
@@ -73,7 +81,11 @@ def check(words):
         case "python":
             if rest[0] == "-m":
                 assert importlib.util.find_spec(rest[1]), rest[1]
-                assert all((ROOT / file).exists() for file in rest[2:] if rest[1] == "pytest" and not file.startswith("-")), rest
+                assert all(
+                    (ROOT / file).exists()
+                    for file in rest[2:]
+                    if rest[1] == "pytest" and not file.startswith("-")
+                ), rest
         case "fedduet" if rest[0] in COMMANDS:
             has_options(rest[0], rest[1:])
         case "fedduet" if rest[0] not in ("--help", "..."):
@@ -97,7 +109,9 @@ def test_every_command_of_a_page_is_valid(page):
 
 def test_commands_are_found_and_wrong_ones_are_caught():
     readme = list(commands((ROOT / "README.md").read_text()))
-    assert ["make", "demo"] in readme and any(words[:2] == ["fedduet", "task=files"] and len(words) > 8 for words in readme)
+    assert ["make", "demo"] in readme and any(
+        words[:2] == ["fedduet", "task=files"] and len(words) > 8 for words in readme
+    )
     assert sum(len(list(commands(page.read_text()))) for page in PAGES) > 60
     looped = list(commands("```\nfor seed in 0 1; do fedduet strategy=fdkt seed=$seed; done\n```"))
     assert looped == [["fedduet", "strategy=fdkt", "seed=0"]]
@@ -114,7 +128,9 @@ def test_commands_are_found_and_wrong_ones_are_caught():
 
 
 def test_links_and_pictures_of_the_readme_exist():
-    for link in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"|srcset=\"([^\":]+)\"", (ROOT / "README.md").read_text()):
+    for link in re.findall(
+        r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"|srcset=\"([^\":]+)\"", (ROOT / "README.md").read_text()
+    ):
         assert (ROOT / next(filter(None, link))).exists(), link
 
 
@@ -123,20 +139,42 @@ def test_the_site_builds_with_strict_checks(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "process reward model: {path: FOLDER" in re.sub("<[^>]+>", "", (tmp_path / "reference" / "configuration.html").read_text())
+    assert "process reward model: {path: FOLDER" in re.sub(
+        "<[^>]+>", "", (tmp_path / "reference" / "configuration.html").read_text()
+    )
     assert "delta" in (tmp_path / "reference" / "vault.html").read_text()
     for page in tmp_path.glob("*.html"):  # nothing is fetched from elsewhere
-        assert not re.search(r'<(?:script|img)[^>]+src="https?:|<link[^>]+stylesheet[^>]+href="https?:', page.read_text()), page.name
+        assert not re.search(
+            r'<(?:script|img)[^>]+src="https?:|<link[^>]+stylesheet[^>]+href="https?:',
+            page.read_text(),
+        ), page.name
 
 
 def test_the_reference_has_every_choice_every_key_and_every_command():
     made = pages()
-    for group in ("strategy", "task", "llm", "slm", "generator", "privacy", "federation", "answers"):
+    for group in (
+        "strategy",
+        "task",
+        "llm",
+        "slm",
+        "generator",
+        "privacy",
+        "federation",
+        "answers",
+    ):
         for choice in conf.choices(group):
             assert f"### {group}={choice}\n" in made["configuration"]
-    for said in ("| `policy.epsilon_total` | `${privacy.epsilon}` | over everything the site ever releases |", "`augment.per_label`"):
+    for said in (
+        (
+            "| `policy.epsilon_total` | `${privacy.epsilon}` | over everything the site ever"
+            " releases |"
+        ),
+        "`augment.per_label`",
+    ):
         assert said in made["configuration"]
-    assert all(f"fedduet {name}" in made["commands"] or name in ("tasks", "engines") for name in COMMANDS)
+    assert all(
+        f"fedduet {name}" in made["commands"] or name in ("tasks", "engines") for name in COMMANDS
+    )
     assert "| `make demo` |" in made["commands"] and "- `fedduet-vault`" in made["commands"]
     for _, modules in CODE.values():
         assert all(importlib.util.find_spec(module) for module in modules)

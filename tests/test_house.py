@@ -14,13 +14,19 @@ TOOL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
 
 
 def test_imports_point_down(tmp_path):
-    """On a copy laid out as a wheel is, since the linter finds the parts of a package only there."""
+    """On a copy laid out as a wheel is, since the linter finds the parts of a package only
+    there."""
     for name, folder in TOOL["setuptools"]["package-dir"].items():
         place = tmp_path.joinpath(*name.split("."))
         shutil.copytree(ROOT / folder, place, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    program = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command as c; c()"
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    program = (
+        "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command as"
+        " c; c()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "4 kept, 0 broken" in done.stdout, done.stdout + done.stderr
 
 
@@ -44,9 +50,16 @@ def test_make_targets_and_console_scripts_of_the_readme_exist():
 
 
 UNSAFE = {  # in source, by what it would let in
-    "pickles": r"^\s*(import|from) (pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal)\b|allow_pickle\s*=\s*True|read_pickle",
-    "weights that are pickles": r"torch\.load\((?!.*weights_only=True)|weights_only\s*=\s*False|use_safetensors\s*=\s*False",
-    "code of models or data sets": r"trust_remote_code\s*[=:]\s*(?!False)\S|[\"']trust_remote_code[\"']",
+    "pickles": (
+        r"^\s*(import|from)"
+        r" (pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal)\b|allow_pickle\s*=\s*True|read_pickle"
+    ),
+    "weights that are pickles": (
+        r"torch\.load\((?!.*weights_only=True)|weights_only\s*=\s*False|use_safetensors\s*=\s*False"
+    ),
+    "code of models or data sets": (
+        r"trust_remote_code\s*[=:]\s*(?!False)\S|[\"']trust_remote_code[\"']"
+    ),
     "code in strings": r"(?<![\w.])(eval|exec|compile|__import__)\(",
     "YAML that makes objects": r"yaml\.(load|unsafe_load|full_load)(_all)?\(",
     "a shell": r"shell\s*=\s*True|os\.(system|popen)\(",
@@ -56,7 +69,11 @@ UNSAFE = {  # in source, by what it would let in
 
 @pytest.mark.parametrize("what", UNSAFE)
 def test_the_source_has_none_of(what):
-    files = [file for file in ROOT.glob("*/**/*.py") if file.relative_to(ROOT).parts[0] not in (".venv", "tests", "runs")]
+    files = [
+        file
+        for file in ROOT.glob("*/**/*.py")
+        if file.relative_to(ROOT).parts[0] not in (".venv", "tests", "runs")
+    ]
     assert len(files) > 100
     found = [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
@@ -74,4 +91,7 @@ def test_the_source_has_none_of(what):
 )  # fmt: skip
 def test_the_search_finds(line):
     assert any(re.search(pattern, line) for pattern in UNSAFE.values())
-    assert not any(re.search(pattern, "model.eval(); re.compile(x); yaml.safe_load(f)") for pattern in UNSAFE.values())
+    assert not any(
+        re.search(pattern, "model.eval(); re.compile(x); yaml.safe_load(f)")
+        for pattern in UNSAFE.values()
+    )

@@ -1,4 +1,5 @@
-"""Messages as bytes for HTTP: kind, JSON and arrays (safetensors) one after another; nothing in it can be code."""
+"""Messages as bytes for HTTP: kind, JSON and arrays (safetensors) one after another; nothing in it
+can be code."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from safetensors.numpy import load, save
 def to_body(message: Any, arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
     """`Kind length\\n`, the JSON of that many bytes, and the arrays, if any."""
     blob = encode(message)
-    tensors = save({name: np.ascontiguousarray(value) for name, value in arrays.items()}) if arrays else b""
+    tensors = (
+        save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+        if arrays
+        else b""
+    )
     return f"{type(message).__name__} {len(blob)}\n".encode() + blob + tensors
 
 
@@ -23,7 +28,9 @@ def from_body(body: bytes) -> tuple[Any, Arrays]:
     head, found, rest = body.partition(b"\n")
     kind, _, length = head[:80].decode("ascii", errors="replace").partition(" ")
     if not found or not length.isdigit() or len(length) > 12 or int(length) > len(rest):
-        raise WireError("a body begins with the kind of its message and the length of its JSON, on one line")
+        raise WireError(
+            "a body begins with the kind of its message and the length of its JSON, on one line"
+        )
     message, tensors = decode(kind, rest[: int(length)]), rest[int(length) :]
     try:
         return message, dict(load(tensors)) if tensors else {}

@@ -1,4 +1,5 @@
-"""Messages as Flower RecordDicts: one JSON text in a uint8 array (fast and chunked, where long string lists are slow), arrays beside it."""
+"""Messages as Flower RecordDicts: one JSON text in a uint8 array (fast and chunked, where long
+string lists are slow), arrays beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 _KINDS = {
     kind.__name__: kind
     for kind in vars(messages).values()
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == messages.__name__
+    if dataclasses.is_dataclass(kind)
+    and isinstance(kind, type)
+    and kind.__module__ == messages.__name__
 }
 
 Arrays = dict[str, np.ndarray]
@@ -39,7 +42,8 @@ def encode(message: Any) -> bytes:
 
 
 def decode(kind: str, blob: bytes) -> Any:
-    """The message of type name `kind` in `blob`. Raises WireError when the name or the content does not fit."""
+    """The message of type name `kind` in `blob`. Raises WireError when the name or the content does
+    not fit."""
     if kind not in _KINDS:
         raise WireError(f"unknown message type {kind!r}; known: {', '.join(sorted(_KINDS))}")
     if len(blob) > LARGEST:
@@ -54,7 +58,8 @@ def decode(kind: str, blob: bytes) -> Any:
         return _adapter(_KINDS[kind]).validate_python(values)
     except WireError:
         raise
-    except (ValueError, RecursionError) as failure:  # no JSON, not of this type, numbers of thousands of digits, deep nesting
+    # no JSON, not of this type, numbers of thousands of digits, deep nesting
+    except (ValueError, RecursionError) as failure:
         raise WireError(f"{kind}: unreadable content ({failure})") from None
 
 
@@ -68,7 +73,9 @@ def pack(message: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Record
         }
     )
     if arrays:
-        record["arrays"] = ArrayRecord({name: Array(ndarray=value) for name, value in arrays.items()})
+        record["arrays"] = ArrayRecord(
+            {name: Array(ndarray=value) for name, value in arrays.items()}
+        )
     return record
 
 
@@ -77,7 +84,11 @@ def unpack(record: RecordDict) -> tuple[Any, Arrays]:
     try:
         kind = record["kind"]["type"]
         blob = record["message"]["json"].numpy()
-        arrays = {name: array.numpy() for name, array in record["arrays"].items()} if "arrays" in record else {}
+        arrays = (
+            {name: array.numpy() for name, array in record["arrays"].items()}
+            if "arrays" in record
+            else {}
+        )
     except (KeyError, TypeError, AttributeError, ValueError, EOFError) as failure:
         raise WireError(f"not a FedDuet message: {failure}") from None
     if blob.dtype != np.uint8 or blob.ndim != 1:
@@ -87,4 +98,9 @@ def unpack(record: RecordDict) -> tuple[Any, Arrays]:
 
 def size(record: RecordDict) -> int:
     """Payload bytes of a RecordDict: its arrays' data."""
-    return sum(len(array.data) for part in record.values() if isinstance(part, ArrayRecord) for array in part.values())
+    return sum(
+        len(array.data)
+        for part in record.values()
+        if isinstance(part, ArrayRecord)
+        for array in part.values()
+    )

@@ -1,7 +1,9 @@
-"""The messages that cross the wire, as frozen dataclasses: what a server may ask of a vault and what a vault may answer.
+"""The messages that cross the wire, as frozen dataclasses: what a server may ask of a vault and
+what a vault may answer.
 
-Nothing else crosses. Labels travel as indices into the task's public label list. Every request carries a `message_id`; a vault that is
-asked twice with the same id answers with what it answered the first time and pays nothing again.
+Nothing else crosses. Labels travel as indices into the task's public label list. Every request
+carries a `message_id`; a vault that is asked twice with the same id answers with what it answered
+the first time and pays nothing again.
 """
 
 from __future__ import annotations
@@ -10,35 +12,45 @@ import math
 import re
 from dataclasses import dataclass, field
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of runs and models: sites name folders after them
+# of runs and models: sites name folders after them
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONGEST_ID = 512  # characters [O]; sites write message ids to their ledger
 
 FEEDBACK = ("none", "votes", "gaussian")  # how scores are protected; clients/vault/feedback.py
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` may name a run or a model: 1 to 64 of A-Z, a-z, 0-9, `.`, `-` and `_`, the first a letter or digit."""
+    """Whether `text` may name a run or a model: 1 to 64 of A-Z, a-z, 0-9, `.`, `-` and `_`, the
+    first a letter or digit."""
     return _NAME.fullmatch(text) is not None
 
 
 def _check_names(message: Introduce | Synthesize | Score | Learn | Evaluate | Answer) -> None:
-    """Raises ValueError for a message id or a name that could mean another place than the one it is for."""
+    """Raises ValueError for a message id or a name that could mean another place than the one it is
+    for."""
     if not (0 < len(message.message_id) <= _LONGEST_ID and message.message_id.isprintable()):
-        raise ValueError(f"message_id: found {message.message_id[:40]!r}; allowed: 1 to {_LONGEST_ID} printable characters")
+        raise ValueError(
+            f"message_id: found {message.message_id[:40]!r}; allowed: 1 to {_LONGEST_ID} printable"
+            " characters"
+        )
     for key in ("run", "model", "start"):
         name = getattr(message, key, None)
         if name is not None and not is_name(name):
-            raise ValueError(f"{key}: found {name[:80]!r}; allowed: 1 to 64 letters, digits, dots, dashes and underscores, not a dot first")
+            raise ValueError(
+                f"{key}: found {name[:80]!r}; allowed: 1 to 64 letters, digits, dots, dashes and"
+                " underscores, not a dot first"
+            )
     if getattr(message, "scope", "own") not in ("own", "pooled"):
         raise ValueError(f"scope: found {message.scope!r}; allowed: own, pooled")
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a release cost: the mechanism that ran and the guarantee the site's ledger composed for it.
+    """What a release cost: the mechanism that ran and the guarantee the site's ledger composed for
+    it.
 
-    `epsilon` and `delta` are of this release alone, `epsilon_total` of everything the site's ledger holds, this release included, at
-    the same delta. `math.inf` stands for "no formal guarantee".
+    `epsilon` and `delta` are of this release alone, `epsilon_total` of everything the site's ledger
+    holds, this release included, at the same delta. `math.inf` stands for "no formal guarantee".
     """
 
     mechanism: str  # e.g. "dp-sgd", "gaussian-votes", "none"
@@ -50,22 +62,30 @@ class Receipt:
     sample_rate: float = 0.0
     steps: int = 0
     clip: float = 0.0
-    records: int = 0  # n, how many units there are, public by our choice: the sample rate states it anyway
+    # n, how many units there are, public by our choice: the sample rate states it anyway
+    records: int = 0
     accountant: str = "pld"
-    unit: str = "record"  # what the guarantee is for: one "record", or one "user" with all their records
+    # what the guarantee is for: one "record", or one "user" with all their records
+    unit: str = "record"
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts with label indices and, optionally, a weight and soft label for each; all lists are of one length."""
+    """Texts with label indices and, optionally, a weight and soft label for each; all lists are of
+    one length."""
 
     texts: list[str] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)  # empty: all 1
-    soft_labels: list[list[float]] = field(default_factory=list)  # empty: none; else one row of class probabilities a text
+    # empty: none; else one row of class probabilities a text
+    soft_labels: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        sizes = {"labels": len(self.labels), "weights": len(self.weights), "soft_labels": len(self.soft_labels)}
+        sizes = {
+            "labels": len(self.labels),
+            "weights": len(self.weights),
+            "soft_labels": len(self.soft_labels),
+        }
         for name, size in sizes.items():
             if size != len(self.texts) and (size or name == "labels"):
                 raise ValueError(f"LabelledTexts: {len(self.texts)} texts but {size} {name}")
@@ -102,9 +122,13 @@ class Synthesize:
     round: int  # 0-based
     rounds: int  # the budget is planned over all of them together
     per_label: int
-    epsilon: float  # for the whole run; math.inf asks for an unprotected release, which only a site's policy can grant
+    # for the whole run; math.inf asks for an unprotected release, which only a site's policy can
+    # grant
+    epsilon: float
     delta: float | None = None  # None: the site's own
-    seed: int = 0  # of the generator's new adapter and of sampling, both public; coins and noise never come from it
+    # of the generator's new adapter and of sampling, both public; coins and noise never come from
+    # it
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -116,7 +140,8 @@ class Synthesized:
 
     data: LabelledTexts
     receipt: Receipt
-    dropped: dict[str, int] = field(default_factory=dict)  # rule -> how many generated texts it dropped
+    # rule -> how many generated texts it dropped
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,12 +152,14 @@ class Score:
     run: str
     model: str  # feedback "none": the site's kept SLM that scores
     data: LabelledTexts
-    epsilon: float  # for the whole run, of "votes" and "gaussian"; "none" has no guarantee, whatever stands here
+    # for the whole run, of "votes" and "gaussian"; "none" has no guarantee, whatever stands here
+    epsilon: float
     round: int = 0  # 0-based
     rounds: int = 1  # of scoring: the budget of "votes" is planned over all of them together
     feedback: str = "none"  # FEEDBACK says which there are
     delta: float | None = None  # None: the site's own
-    counterfactual: bool = False  # a baseline that would have asked for more: only a simulation answers, on a ledger of its own
+    # a baseline that would have asked for more: only a simulation answers, on a ledger of its own
+    counterfactual: bool = False
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -142,7 +169,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Scored:
-    """One score in [0, 1] for each text, in their order; "votes" say 0.5 for no opinion, the others are a probability of the label."""
+    """One score in [0, 1] for each text, in their order; "votes" say 0.5 for no opinion, the others
+    are a probability of the label."""
 
     scores: list[float]
     receipt: Receipt
@@ -155,14 +183,16 @@ class Learn:
     message_id: str
     run: str
     model: str  # the name under which the site keeps the result, e.g. "fdkt"
-    data: LabelledTexts = field(default_factory=LabelledTexts)  # generated data, empty for local training
+    # generated data, empty for local training
+    data: LabelledTexts = field(default_factory=LabelledTexts)
     private: bool = True  # train on the site's own records as well
     weight: float = 1.0  # lambda of L = CE(D_private) + lambda * CE(D_generated)
     order: str = "together"  # or "generated_first"
     start: str | None = None  # continue from this model of the site; None: the SLM's public start
     part: float = 1.0  # of the steps that the site plans for such a training
     share_weights: bool = False  # return the trainable weights (FedAvg); the policy must agree
-    scope: str = "own"  # "pooled": all sites' records together, an upper bound that only a simulation can measure
+    # "pooled": all sites' records together, an upper bound that only a simulation can measure
+    scope: str = "own"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -202,7 +232,8 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Counts on the test split. A measurement, not covered by epsilon; a site's policy may refuse it."""
+    """Counts on the test split. A measurement, not covered by epsilon; a site's policy may refuse
+    it."""
 
     model: str
     correct: dict[str, int]  # test set name -> right answers; a site has one, named as the client
@@ -211,10 +242,12 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Answer:
-    """Ask a site to answer its test questions by one method, and to say how many were right and what that took (G-Boost).
+    """Ask a site to answer its test questions by one method, and to say how many were right and
+    what that took (G-Boost).
 
-    `method`: "search" or a baseline's name (clients/vault/answering/baselines.py). `search`: settings of clients/vault/answering/search.py `SearchConfig`.
-    `samples`: solutions that a baseline may draw. No question, no answer and no step leaves with the reply.
+    `method`: "search" or a baseline's name (clients/vault/answering/baselines.py). `search`:
+    settings of clients/vault/answering/search.py `SearchConfig`. `samples`: solutions that a
+    baseline may draw. No question, no answer and no step leaves with the reply.
     """
 
     message_id: str
@@ -229,12 +262,16 @@ class Answer:
     def __post_init__(self) -> None:
         _check_names(self)
         if not 1 <= self.samples <= 4096 or not (self.questions is None or self.questions >= 1):
-            raise ValueError(f"samples: found {self.samples} (of questions {self.questions}); allowed: 1 to 4096, and 1 or more, or none")
+            raise ValueError(
+                f"samples: found {self.samples} (of questions {self.questions}); allowed: 1 to"
+                " 4096, and 1 or more, or none"
+            )
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Counts over the questions: right answers, tokens that LLM and SLMs took part in drawing, states rewarded, and how it went."""
+    """Counts over the questions: right answers, tokens that LLM and SLMs took part in drawing,
+    states rewarded, and how it went."""
 
     method: str
     right: int
@@ -256,7 +293,9 @@ class Refused:
     """A vault's no, with the reason in a sentence that a person can act on."""
 
     reason: str
-    kind: str = "policy"  # "policy", "budget", "ledger", "data", "request", "waiting" (for a person's approval) or "error"
+    # "policy", "budget", "ledger", "data", "request", "waiting" (for a person's approval) or
+    # "error"
+    kind: str = "policy"
 
 
 Asked = Introduce | Synthesize | Score | Learn | Evaluate | Answer

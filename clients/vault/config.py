@@ -19,7 +19,8 @@ from fedduet.tasks.data.questions import AnyTask
 
 
 class GeneratorConfig(DPConfig):
-    """The DP generator: its public start, how it is trained (see DPConfig) and sampled (METHODS, FDKT step 2)."""
+    """The DP generator: its public start, how it is trained (see DPConfig) and sampled (METHODS,
+    FDKT step 2)."""
 
     path: str = pydantic.Field(min_length=1)
     temperature: float = pydantic.Field(1.0, gt=0)
@@ -27,16 +28,19 @@ class GeneratorConfig(DPConfig):
     top_p: float = pydantic.Field(0.9, gt=0, le=1)
     max_new_tokens: int = pydantic.Field(96, ge=1)
     minimum_tokens: int = pydantic.Field(5, ge=1)  # shorter samples are dropped [O]
-    attempts: int = pydantic.Field(4, ge=1)  # times the missing number is sampled again before fewer are released [O]
+    # times the missing number is sampled again before fewer are released [O]
+    attempts: int = pydantic.Field(4, ge=1)
     sample_batch: int = pydantic.Field(64, ge=1)
 
 
 class PrivacyConfig(Section):
-    """What a run asks for (`epsilon`, `delta`) and, for simulated sites, the policy they answer with.
+    """What a run asks for (`epsilon`, `delta`) and, for simulated sites, the policy they answer
+    with.
 
-    `counterfactual_baselines`: simulated sites take part in FedAvg although its weights carry no guarantee; what that would have released
-    is written to a ledger of its own, since nothing left a real site. `feedback`: how scores of generated texts are protected;
-    `scorer_embedding`: by what public embedding protected scores compare texts (clients/vault/feedback.py).
+    `counterfactual_baselines`: simulated sites take part in FedAvg although its weights carry no
+    guarantee; what that would have released is written to a ledger of its own, since nothing left a
+    real site. `feedback`: how scores of generated texts are protected; `scorer_embedding`: by what
+    public embedding protected scores compare texts (clients/vault/feedback.py).
     """
 
     epsilon: float
@@ -51,20 +55,25 @@ class PrivacyConfig(Section):
     @classmethod
     def _positive(cls, value: float) -> float:
         if not value > 0:
-            raise ValueError(f"found {value}; allowed: above 0 (inf needs policy.allow_unprotected)")
+            raise ValueError(
+                f"found {value}; allowed: above 0 (inf needs policy.allow_unprotected)"
+            )
         return value
 
     @pydantic.field_validator("delta")
     @classmethod
     def _probability(cls, value: float | None) -> float | None:
         if value is not None and not 0 < value < 1:
-            raise ValueError(f"found {value}; allowed: above 0, below 1, or null for the site's own")
+            raise ValueError(
+                f"found {value}; allowed: above 0, below 1, or null for the site's own"
+            )
         return value
 
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """One site. `folder` holds its ledger, releases and models; `pooled` marks the simulation's upper bound with everybody's records."""
+    """One site. `folder` holds its ledger, releases and models; `pooled` marks the simulation's
+    upper bound with everybody's records."""
 
     client: str
     folder: Path
@@ -78,7 +87,8 @@ class SiteConfig:
     counterfactual_baselines: bool = False
     pooled: bool = False
     answers: AnswersConfig = field(default_factory=AnswersConfig)
-    pooled_folder: Path | None = None  # a simulation's: where the pooled bound's models are, to be measured at every site
+    # a simulation's: where the pooled bound's models are, to be measured at every site
+    pooled_folder: Path | None = None
 
     def __post_init__(self) -> None:
         check_unit(self.policy, self.task)
@@ -86,6 +96,11 @@ class SiteConfig:
 
 def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:
     """The sections of a run's configuration that concern sites. Raises ConfigError."""
-    check(PrivacyConfig, dict(config["privacy"]) | {"policy": {}}, "privacy")  # what the run asks for comes first in complaints
+    # what the run asks for comes first in complaints
+    check(PrivacyConfig, dict(config["privacy"]) | {"policy": {}}, "privacy")
     checked = check(PrivacyConfig, config["privacy"], "privacy")
-    return check(SLMConfig, config["slm"], "slm"), check(GeneratorConfig, config["generator"], "generator"), checked
+    return (
+        check(SLMConfig, config["slm"], "slm"),
+        check(GeneratorConfig, config["generator"], "generator"),
+        checked,
+    )

@@ -14,7 +14,14 @@ from fedduet.wire.messages import Answer, Evaluate, Introduce, Learn, Refused, S
 
 AnyVault = Vault | ReasoningVault
 RELEASED = {Synthesize: "texts", Score: "scores", Learn: "weight arrays"}
-METHODS = {Introduce: "introduce", Synthesize: "synthesize", Score: "score", Learn: "learn", Evaluate: "evaluate", Answer: "answer"}
+METHODS = {
+    Introduce: "introduce",
+    Synthesize: "synthesize",
+    Score: "score",
+    Learn: "learn",
+    Evaluate: "evaluate",
+    Answer: "answer",
+}
 
 
 def open_vault(config: SiteConfig) -> AnyVault:
@@ -23,26 +30,47 @@ def open_vault(config: SiteConfig) -> AnyVault:
 
 
 def ask(vault: AnyVault, request: Any, arrays: Arrays | None = None) -> tuple[Any, Arrays | None]:
-    """The vault's answer, and weights where it shares them. What is no request, or none for this kind of task, is refused."""
+    """The vault's answer, and weights where it shares them. What is no request, or none for this
+    kind of task, is refused."""
     name = METHODS.get(type(request), "")
     method = getattr(vault, name, None) if name else None
     if method is None:
-        return Refused(f"{type(request).__name__} is not a request for a task of kind {vault.config.task.kind}", "request"), None
+        return (
+            Refused(
+                f"{type(request).__name__} is not a request for a task of kind"
+                f" {vault.config.task.kind}",
+                "request",
+            ),
+            None,
+        )
     if name == "introduce":
         return method(), None
     answer, returned = method(request, arrays or {}) if name == "learn" else (method(request), None)
     return _approved(vault, request, answer, returned)
 
 
-def _approved(vault: AnyVault, request: Any, answer: Any, returned: Arrays | None) -> tuple[Any, Arrays | None]:
-    """The answer, unless it is a release and the site's policy has a person approve these: then only after that."""
+def _approved(
+    vault: AnyVault, request: Any, answer: Any, returned: Arrays | None
+) -> tuple[Any, Arrays | None]:
+    """The answer, unless it is a release and the site's policy has a person approve these: then
+    only after that."""
     policy, receipt = vault.config.policy, getattr(answer, "receipt", None)
     if policy.approval == "never" or receipt is None:
         return answer, returned
-    what = f"{receipt.released} {RELEASED[type(request)]} to run {request.run}, {receipt.mechanism}, epsilon {receipt.epsilon:.3g}"
-    decided = Approvals(vault.config.folder / "approvals").wait(request.message_id, what, policy.approval_seconds)
+    what = (
+        f"{receipt.released} {RELEASED[type(request)]} to run {request.run}, {receipt.mechanism},"
+        f" epsilon {receipt.epsilon:.3g}"
+    )
+    decided = Approvals(vault.config.folder / "approvals").wait(
+        request.message_id, what, policy.approval_seconds
+    )
     if decided:
         return answer, returned
     if decided is None:
-        return Refused(f"this release waits for a person at the site ({what}); ask again later", "waiting"), None
+        return (
+            Refused(
+                f"this release waits for a person at the site ({what}); ask again later", "waiting"
+            ),
+            None,
+        )
     return Refused(f"a person at the site denied this release ({what})", "policy"), None

@@ -1,4 +1,5 @@
-"""The vault of a task of kind "reasoning": a private SLM tuned on a site's questions, which answers together with a general LLM."""
+"""The vault of a task of kind "reasoning": a private SLM tuned on a site's questions, which answers
+together with a general LLM."""
 
 from __future__ import annotations
 
@@ -31,14 +32,19 @@ from peft import PeftModel
 
 
 class ReasoningVault:
-    """One site. Opening it reads nothing. Questions, answers, steps and the private SLM stay inside; what leaves are counts.
+    """One site. Opening it reads nothing. Questions, answers, steps and the private SLM stay
+    inside; what leaves are counts.
 
-    A question is shown to the LLM only where the site's policy says `share_questions: gateway_only`.
+    A question is shown to the LLM only where the site's policy says
+    `share_questions: gateway_only`.
     """
 
     def __init__(self, config: SiteConfig) -> None:
         if not isinstance(config.task, QuestionsConfig):
-            raise ConfigError("task.kind: found classification; a vault that answers questions needs a task of kind reasoning")
+            raise ConfigError(
+                "task.kind: found classification; a vault that answers questions needs a task of"
+                " kind reasoning"
+            )
         self.config, self._task = config, config.task
         self._measurements = Releases(config.folder / "measurements")
         self._answering: dict[tuple[str, str], Answering] = {}
@@ -52,45 +58,70 @@ class ReasoningVault:
         return Introduced(self.config.client, self.config.client)
 
     @refusing
-    def learn(self, request: Learn, arrays: Arrays | None = None) -> tuple[Learned | Refused, Arrays | None]:
+    def learn(
+        self, request: Learn, arrays: Arrays | None = None
+    ) -> tuple[Learned | Refused, Arrays | None]:
         """Tune the SLM on the site's worked questions and keep it; nothing but sizes leaves."""
         began = time.monotonic()
         if request.share_weights or arrays or len(request.data) or not request.private:
-            raise PolicyError("a site with questions learns from its own alone, and keeps the weights")
+            raise PolicyError(
+                "a site with questions learns from its own alone, and keeps the weights"
+            )
         train = self._questions.train
         rules.check_learn(self.config.policy, request, len(train))
         tokenizer, base = self._base()
         seed = derive(request.seed, "private SLM")
-        model, steps = train_causal(base, tokenizer, [worked(one) for one in train], self.config.slm, seed, f"train {request.model}")
+        model, steps = train_causal(
+            base,
+            tokenizer,
+            [worked(one) for one in train],
+            self.config.slm,
+            seed,
+            f"train {request.model}",
+        )
         folder = self._folder(request.run, request.model)
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if isinstance(model, PeftModel):  # the adapter alone: switched off it is the base, which so costs nothing extra
+        # the adapter alone: switched off it is the base, which so costs nothing extra
+        if isinstance(model, PeftModel):
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         else:
             save_model(model, tokenizer, folder)
-        write_reasoning_card(folder, self.config, request, len(train), steps, isinstance(model, PeftModel))
+        write_reasoning_card(
+            folder, self.config, request, len(train), steps, isinstance(model, PeftModel)
+        )
         self._answering.clear()
-        return Learned(request.model, len(train), 0, steps, round(time.monotonic() - began, 1)), None
+        return (
+            Learned(request.model, len(train), 0, steps, round(time.monotonic() - began, 1)),
+            None,
+        )
 
     @refusing
     def answer(self, request: Answer) -> Answered | Refused:
-        """Answers test questions by a method and says how many were right; a repeated message id gets its first answer."""
+        """Answers test questions by a method and says how many were right; a repeated message id
+        gets its first answer."""
         measured = f"{request.message_id} {request.method}"
         if (earlier := self._measurements.find(measured)) is not None:
             return earlier
-        rules.check_measurement(self.config.policy, f"answers of method {request.method!r}", self._measurements.count())
+        rules.check_measurement(
+            self.config.policy, f"answers of method {request.method!r}", self._measurements.count()
+        )
         search = check_search(request.search)
         test = self._questions.test[: request.questions]
         seeds = [derive(request.seed, "question", number) for number in range(len(test))]
         asked = [question.question for question in test]
         began = time.monotonic()
-        solutions, requests = self._solve(request.run, request.model, request.method, asked, seeds, search, request.samples)
+        solutions, requests = self._solve(
+            request.run, request.model, request.method, asked, seeds, search, request.samples
+        )
         seconds = round(time.monotonic() - began, 2)
         modes = [step.mode for solution in solutions for step in solution.steps]
         counted = Answered(
             request.method,
-            sum(is_right(solution.answer, question.answer) for solution, question in zip(solutions, test, strict=True)),
+            sum(
+                is_right(solution.answer, question.answer)
+                for solution, question in zip(solutions, test, strict=True)
+            ),
             len(test),
             sum(solution.costs.llm_tokens for solution in solutions),
             sum(solution.costs.slm_tokens for solution in solutions),
@@ -105,15 +136,31 @@ class ReasoningVault:
         )
         return self._measurements.keep(measured, counted)
 
-    def solve(self, run: str, model: str, question: str, search: SearchConfig, seed: int = 0, method: str = "search") -> Solution:
+    def solve(
+        self,
+        run: str,
+        model: str,
+        question: str,
+        search: SearchConfig,
+        seed: int = 0,
+        method: str = "search",
+    ) -> Solution:
         """One question, for the site itself: this is no message, and its result must not travel.
 
-        Raises PolicyError where the policy keeps questions from the LLM, ValueError for a question that cannot be asked.
+        Raises PolicyError where the policy keeps questions from the LLM, ValueError for a question
+        that cannot be asked.
         """
         return self._solve(run, model, method, [question], [seed], search, 1)[0][0]
 
     def _solve(
-        self, run: str, model: str, method: str, questions: Sequence[str], seeds: Sequence[int], search: SearchConfig, samples: int
+        self,
+        run: str,
+        model: str,
+        method: str,
+        questions: Sequence[str],
+        seeds: Sequence[int],
+        search: SearchConfig,
+        samples: int,
     ) -> tuple[list[Solution], int]:
         try:
             wanted = method_of(method, search)
@@ -129,12 +176,18 @@ class ReasoningVault:
             tokenizer, base = self._base()
             folder = self._folder(run, name)
             if (folder / "adapter_config.json").is_file():
-                tuned: Any = PeftModel.from_pretrained(load_causal_lm(resolve(self.config.slm.path), tokenizer=tokenizer), folder).eval()
+                tuned: Any = PeftModel.from_pretrained(
+                    load_causal_lm(resolve(self.config.slm.path), tokenizer=tokenizer), folder
+                ).eval()
             elif (folder / "config.json").is_file():
                 tuned = load_causal_lm(str(folder), tokenizer=tokenizer)
             else:
-                raise PolicyError(f"this site keeps no model {name!r} for this run; it has to learn it first")
-            self._answering[run, name] = Answering(self.config.answers, (tuned, tokenizer), (base, tokenizer))
+                raise PolicyError(
+                    f"this site keeps no model {name!r} for this run; it has to learn it first"
+                )
+            self._answering[run, name] = Answering(
+                self.config.answers, (tuned, tokenizer), (base, tokenizer)
+            )
         return self._answering[run, name]
 
     def _base(self) -> tuple[Any, Any]:
@@ -143,4 +196,5 @@ class ReasoningVault:
         return tokenizer, load_causal_lm(path, tokenizer=tokenizer)
 
     def _folder(self, run: str, model: str) -> Path:
-        return self.config.folder / "models" / run / model  # messages hold no name that leads out of the folder
+        # messages hold no name that leads out of the folder
+        return self.config.folder / "models" / run / model

@@ -1,4 +1,5 @@
-"""What goes wrong at a site: a no with its reason for the person at the other end, or a failure whose text stays at home."""
+"""What goes wrong at a site: a no with its reason for the person at the other end, or a failure
+whose text stays at home."""
 
 from __future__ import annotations
 
@@ -26,16 +27,22 @@ def _write_down(folder: Path, what: str) -> None:
     _log.exception("%s", what)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(os.open(folder / FAILURES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as file:
+        with open(
+            os.open(folder / FAILURES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+            "a",
+            encoding="utf-8",
+        ) as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {what}\n{traceback.format_exc()}\n")
     except OSError as failure:
         _log.error("%s: cannot write %s: %s", what, folder / FAILURES, failure)
 
 
 def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a policy's or ledger's no into a `Refused` answer with its reason, and any other failure into one without.
+    """Turn a policy's or ledger's no into a `Refused` answer with its reason, and any other failure
+    into one without.
 
-    What training or reading raised may quote a record, and Flower sends an exception's text to the server: it stays in `FAILURES`.
+    What training or reading raised may quote a record, and Flower sends an exception's text to the
+    server: it stays in `FAILURES`.
     """
 
     @wraps(method)
@@ -49,11 +56,22 @@ def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
         except LedgerError as no:
             refused = Refused(str(no), "ledger")
         except ConfigError:
-            _write_down(self.config.folder, f"{self.config.client}: {method.__name__} cannot use its data or models")
-            refused = Refused(f"{method.__name__}: this site's data or models cannot be used; its {FAILURES} says why", "data")
+            _write_down(
+                self.config.folder,
+                f"{self.config.client}: {method.__name__} cannot use its data or models",
+            )
+            refused = Refused(
+                f"{method.__name__}: this site's data or models cannot be used; its {FAILURES}"
+                " says why",
+                "data",
+            )
         except Exception as failure:
             _write_down(self.config.folder, f"{self.config.client}: {method.__name__} failed")
-            refused = Refused(f"{method.__name__} failed with {type(failure).__name__}; the site's {FAILURES} says why", "error")
+            refused = Refused(
+                f"{method.__name__} failed with {type(failure).__name__}; the site's {FAILURES}"
+                " says why",
+                "error",
+            )
         return (refused, None) if method.__name__ == "learn" else refused
 
     return answer

@@ -1,4 +1,5 @@
-"""A site's vault as a service on a Unix domain socket: the site starts it, the server's courier only ever gets the socket."""
+"""A site's vault as a service on a Unix domain socket: the site starts it, the server's courier
+only ever gets the socket."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ MOST = 2 * LARGEST  # bytes of a request: its JSON, and weights as large again [
 
 
 class SiteFile(Section):
-    """What a site writes down: whose data, where, with which models, under which policy. Nothing from the wire changes any of it."""
+    """What a site writes down: whose data, where, with which models, under which policy. Nothing
+    from the wire changes any of it."""
 
     client: str = pydantic.Field(min_length=1)  # public name
     folder: str  # ledger, releases and models; only the site's user should read it
@@ -46,23 +48,28 @@ class SiteFile(Section):
     answers: Mapping[str, Any] = {}  # of a task of questions
     policy: Mapping[str, Any] = {}
     seed: int = 0  # of the split into training, validation and test rows
-    seeded_noise: bool = False  # true: reproducible noise, to compare runs in tests; releases are then NOT private and say so
+    # true: reproducible noise, to compare runs in tests; releases are then NOT private and say so
+    seeded_noise: bool = False
 
 
 def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
-    """The site's settings, checked: data, model folders, policy. Raises ConfigError before anything is served."""
+    """The site's settings, checked: data, model folders, policy. Raises ConfigError before anything
+    is served."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
         raise ConfigError(f"{file}: cannot be read as YAML: {failure}") from None
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{file}: found {type(values).__name__}; allowed: a mapping with client, folder, socket, task, slm, generator, policy"
+            f"{file}: found {type(values).__name__}; allowed: a mapping with client, folder,"
+            " socket, task, slm, generator, policy"
         )
     site = check(SiteFile, values, str(file))
     task = check_task(site.task)
     if site.client not in names_of(task):
-        raise ConfigError(f"client: found {site.client!r}; the task's data has {', '.join(names_of(task))}")
+        raise ConfigError(
+            f"client: found {site.client!r}; the task's data has {', '.join(names_of(task))}"
+        )
     slm, policy = check(SLMConfig, site.slm, "slm"), check(Policy, site.policy, "policy")
     check_unit(policy, task)
     check_model_folder(slm.path, "slm.path", causal=isinstance(task, QuestionsConfig))
@@ -70,28 +77,47 @@ def read_site(file: Path) -> tuple[SiteFile, SiteConfig]:
     if isinstance(task, QuestionsConfig):
         load_questions(task, site.client, site.seed)
         answers = check(AnswersConfig, dict(site.answers), "answers")
-        return site, SiteConfig(site.client, folder, task, slm, None, policy, site.seed, answers=answers)
+        return site, SiteConfig(
+            site.client, folder, task, slm, None, policy, site.seed, answers=answers
+        )
     if site.generator is None:
-        raise ConfigError("generator: missing; needed for a task of kind classification: path, and how it is trained")
+        raise ConfigError(
+            "generator: missing; needed for a task of kind classification: path, and how it is"
+            " trained"
+        )
     generator = check(GeneratorConfig, site.generator, "generator")
     check_model_folder(generator.path, "generator.path", causal=True)
-    check_data(task, site.seed, logical_batch=generator.logical_batch, by_user=policy.unit == "user")
-    return site, SiteConfig(site.client, folder, task, slm, generator, policy, site.seed, site.seeded_noise)
+    check_data(
+        task, site.seed, logical_batch=generator.logical_batch, by_user=policy.unit == "user"
+    )
+    return site, SiteConfig(
+        site.client, folder, task, slm, generator, policy, site.seed, site.seeded_noise
+    )
 
 
 def build_service(vault: AnyVault) -> FastAPI:
-    """POST /v1/messages answers one message; GET /health says whether the vault is at work. One message at a time."""
+    """POST /v1/messages answers one message; GET /health says whether the vault is at work. One
+    message at a time."""
     service, busy = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), threading.Lock()
 
     def work(body: bytes) -> bytes:
         request, arrays = from_body(body)
         if getattr(request, "scope", "own") == "pooled":
-            return to_body(Refused("this is a real site; only a simulation has all sites' records together", "policy"))
+            return to_body(
+                Refused(
+                    "this is a real site; only a simulation has all sites' records together",
+                    "policy",
+                )
+            )
         with busy:
             return to_body(*ask(vault, request, arrays))
 
     def too_large() -> Response:
-        return JSONResponse({"error": f"found more than {MOST} bytes; allowed: at most so many"}, 413, {"connection": "close"})
+        return JSONResponse(
+            {"error": f"found more than {MOST} bytes; allowed: at most so many"},
+            413,
+            {"connection": "close"},
+        )
 
     @service.get("/health")
     def health() -> dict[str, Any]:
@@ -115,7 +141,8 @@ def build_service(vault: AnyVault) -> FastAPI:
 
 
 def listen(site: SiteFile) -> socket.socket:
-    """The socket, in a folder that only the site's user (or group) enters. Raises ConfigError when another service holds it."""
+    """The socket, in a folder that only the site's user (or group) enters. Raises ConfigError when
+    another service holds it."""
     path = Path(site.socket).expanduser()
     group = site.group_may_connect
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o750 if group else 0o700)

@@ -1,4 +1,5 @@
-"""The site's small model: trained on private and generated texts, kept in the site's folder as plain Hugging Face folders."""
+"""The site's small model: trained on private and generated texts, kept in the site's folder as
+plain Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -44,13 +45,16 @@ class SLM:
         return load_tokenizer(self._path)
 
     def train(self, request: Learn, split: Split, arrays: Arrays) -> int:
-        """Train from the public start (or `request.start`, or the shared `arrays`) and keep the model; returns the steps taken."""
+        """Train from the public start (or `request.start`, or the shared `arrays`) and keep the
+        model; returns the steps taken."""
         sharing = request.share_weights or bool(arrays)
         config = self._config
         if sharing:
             config = config.model_copy(update={"method": config.share, "select": "last"})
         if request.part < 1:
-            planned = planned_training_steps(config, len(split.train) if request.private else 0, len(request.data))
+            planned = planned_training_steps(
+                config, len(split.train) if request.private else 0, len(request.data)
+            )
             steps = max(1, round(request.part * planned))
             config = config.model_copy(update={"min_steps": steps, "max_steps": steps})
         start = self._path if request.start is None else str(self._kept(request.start))
@@ -87,7 +91,9 @@ class SLM:
     def probabilities(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """[n, K] class probabilities of the kept model."""
         model = load_classifier(str(self._kept(name)), self._classes, 0, self._tokenizer)
-        return predict_probabilities(model, self._tokenizer, texts, self._config.max_tokens, precision=self._config.precision)
+        return predict_probabilities(
+            model, self._tokenizer, texts, self._config.max_tokens, precision=self._config.precision
+        )
 
     def right(self, name: str, records: Sequence[Record]) -> np.ndarray:
         """[n] bool: where the kept model's likeliest class is the record's label."""
@@ -97,5 +103,7 @@ class SLM:
     def _kept(self, name: str) -> Path:
         path = self._folder / name  # messages hold no name that leads out of the folder
         if not (path / "config.json").is_file():
-            raise PolicyError(f"this site keeps no model {name!r} for this run; it has to learn it first")
+            raise PolicyError(
+                f"this site keeps no model {name!r} for this run; it has to learn it first"
+            )
         return path

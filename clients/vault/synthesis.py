@@ -1,4 +1,5 @@
-"""FDKT steps 1 and 2: a generator trained with DP-SGD on the site's records, and the texts it writes."""
+"""FDKT steps 1 and 2: a generator trained with DP-SGD on the site's records, and the texts it
+writes."""
 
 from __future__ import annotations
 
@@ -30,18 +31,31 @@ def write_demonstrations(
     seed: int,
     keep: Path | None = None,
 ) -> tuple[LabelledTexts, dict[str, int], TrainReport]:
-    """Train on `records` and sample `per_label` texts for every label, whatever the labels' private shares.
+    """Train on `records` and sample `per_label` texts for every label, whatever the labels' private
+    shares.
 
-    `owners` are the records' units of privacy (`owners_of`). Returns the texts, how many samples each rule dropped, and what training
-    ran. Fewer texts come back when `config.attempts` rounds of sampling did not yield enough that pass the rules. Everything returned but
-    the report is post-processing of the DP model.
-    `keep`: a folder that gets the trained generator: its adapter, or, of full training, all of it.
+    `owners` are the records' units of privacy (`owners_of`). Returns the texts, how many samples
+    each rule dropped, and what training ran. Fewer texts come back when `config.attempts` rounds of
+    sampling did not yield enough that pass the rules. Everything returned but the report is
+    post-processing of the DP model. `keep`: a folder that gets the trained generator: its adapter,
+    or, of full training, all of it.
     """
     path = resolve(config.path)
     tokenizer = load_tokenizer(path, generates=True)
-    model = prepare_generator(load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator"))
+    model = prepare_generator(
+        load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator")
+    )
     controls = [task.control(record.domain or domain, record.label) for record in records]
-    report = train_generator(model, tokenizer, controls, [r.text for r in records], config, noise_multiplier, randomness, owners)
+    report = train_generator(
+        model,
+        tokenizer,
+        controls,
+        [r.text for r in records],
+        config,
+        noise_multiplier,
+        randomness,
+        owners,
+    )
     if keep:
         keep_trained(model, tokenizer, keep, path)
     writer = merged(model)

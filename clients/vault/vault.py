@@ -1,6 +1,7 @@
 """The vault: everything that touches a site's private text, behind a handful of methods.
 
-Only what a method returns can leave, and it returns only after the ledger has written the charge to disk and the policy has agreed.
+Only what a method returns can leave, and it returns only after the ledger has written the charge to
+disk and the policy has agreed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,19 @@ from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
 from fedduet.wire.codec import Arrays
-from fedduet.wire.messages import Evaluate, Evaluated, Introduced, Learn, Learned, Receipt, Refused, Score, Scored, Synthesize, Synthesized
+from fedduet.wire.messages import (
+    Evaluate,
+    Evaluated,
+    Introduced,
+    Learn,
+    Learned,
+    Receipt,
+    Refused,
+    Score,
+    Scored,
+    Synthesize,
+    Synthesized,
+)
 
 
 class Vault:
@@ -45,7 +58,11 @@ class Vault:
     @cached_property
     def _records(self) -> Split:
         config = self.config
-        return load_pooled(config.task, config.seed) if config.pooled else load_client(config.task, config.client, config.seed)
+        return (
+            load_pooled(config.task, config.seed)
+            if config.pooled
+            else load_client(config.task, config.client, config.seed)
+        )
 
     @cached_property
     def _owners(self) -> list[int]:
@@ -54,7 +71,8 @@ class Vault:
 
     @property
     def _units(self) -> int:
-        """n, the number of units: the only number about the training records that what leaves is allowed to depend on."""
+        """n, the number of units: the only number about the training records that what leaves is
+        allowed to depend on."""
         return len(set(self._owners))
 
     @property
@@ -70,8 +88,9 @@ class Vault:
     def synthesize(self, request: Synthesize) -> Synthesized | Refused:
         """DP-synthetic texts with their receipt; the charge is on disk before training starts.
 
-        The noise is planned over all rounds of the run together, on top of everything the ledger holds. The same message id again
-        returns the first answer; if the site died in between, the charge stands and the mechanism that was paid for runs again.
+        The noise is planned over all rounds of the run together, on top of everything the ledger
+        holds. The same message id again returns the first answer; if the site died in between, the
+        charge stands and the mechanism that was paid for runs again.
         """
         if (earlier := self._releases.find(request.message_id)) is not None:
             return earlier
@@ -82,14 +101,21 @@ class Vault:
         steps, rate = planned_steps(self.config.generator, self._units)
 
         def plan() -> Event:
-            sigma = ledger.plan(request.epsilon, request.run, rate, steps, request.rounds - request.round)
+            sigma = ledger.plan(
+                request.epsilon, request.run, rate, steps, request.rounds - request.round
+            )
             return Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
 
         event = _paid_or_planned(ledger, request.message_id, plan)
         if event.kind == "none" and not self.config.policy.allow_unprotected:
-            raise PolicyError("this message was charged when the site allowed unprotected releases; it does not any more")
+            raise PolicyError(
+                "this message was charged when the site allowed unprotected releases; it does not"
+                " any more"
+            )
         count = request.per_label * len(self.task.labels)
-        charge = ledger.charge(request.message_id, request.run, "dp-sgd", event, count, epsilon_run=request.epsilon)
+        charge = ledger.charge(
+            request.message_id, request.run, "dp-sgd", event, count, epsilon_run=request.epsilon
+        )
         data, dropped, report = write_demonstrations(
             train,
             self._owners,
@@ -100,9 +126,14 @@ class Vault:
             request.per_label,
             self._randomness(request.round),
             request.seed,
-            keep=(kept := self.config.folder / "models" / request.run / f"generator-{request.round}"),
+            keep=(
+                kept := self.config.folder / "models" / request.run / f"generator-{request.round}"
+            ),
         )
-        if event.kind != "none" and (report.steps, report.sample_rate) != (event.steps, event.sample_rate):
+        if event.kind != "none" and (report.steps, report.sample_rate) != (
+            event.steps,
+            event.sample_rate,
+        ):
             ran = f"training ran {report.steps} steps at rate {report.sample_rate}"
             raise LedgerError(f"{ran}, but {event.to_dict()} was charged; nothing was released")
         receipt = Receipt(
@@ -122,8 +153,11 @@ class Vault:
         return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
 
     @refusing
-    def learn(self, request: Learn, arrays: Arrays | None = None) -> tuple[Learned | Refused, Arrays | None]:
-        """Train the SLM and keep it; weights leave only for FedAvg, if the policy says so, recorded as unprotected."""
+    def learn(
+        self, request: Learn, arrays: Arrays | None = None
+    ) -> tuple[Learned | Refused, Arrays | None]:
+        """Train the SLM and keep it; weights leave only for FedAvg, if the policy says so, recorded
+        as unprotected."""
         began = time.monotonic()
         split = self._records
         weights_policy, ledger_name = self._terms_of_weights()
@@ -133,23 +167,42 @@ class Vault:
         steps = slm.train(request, split, arrays or {})
         kept = self.config.folder / "models" / request.run / request.model
         write_slm_card(kept, self.config, self.task, self.domain, request, len(split.train), steps)
-        seconds = round(time.monotonic() - began, 1)  # no finer: it depends on the lengths of private texts
-        learned = Learned(request.model, len(split.train) if request.private else 0, len(request.data), steps, seconds)
+        # no finer: it depends on the lengths of private texts
+        seconds = round(time.monotonic() - began, 1)
+        learned = Learned(
+            request.model,
+            len(split.train) if request.private else 0,
+            len(request.data),
+            steps,
+            seconds,
+        )
         if not request.share_weights:
             return learned, None
         weights = slm.weights(request.model)
-        ledger = self._ledger(rules.delta_for(weights_policy, self._units), weights_policy, ledger_name)
-        charge = ledger.charge(request.message_id, request.run, "weights", Event.none(), len(weights))
+        ledger = self._ledger(
+            rules.delta_for(weights_policy, self._units), weights_policy, ledger_name
+        )
+        charge = ledger.charge(
+            request.message_id, request.run, "weights", Event.none(), len(weights)
+        )
         receipt = Receipt(
-            "none", charge.epsilon, ledger.delta, charge.epsilon_total, len(weights), records=self._units, unit=weights_policy.unit
+            "none",
+            charge.epsilon,
+            ledger.delta,
+            charge.epsilon_total,
+            len(weights),
+            records=self._units,
+            unit=weights_policy.unit,
         )
         return replace(learned, receipt=receipt), weights
 
     @refusing
     def evaluate(self, request: Evaluate) -> Evaluated | Refused:
-        """Right answers of a kept model (or of the simulation's pooled one) on the site's test split.
+        """Right answers of a kept model (or of the simulation's pooled one) on the site's test
+        split.
 
-        A server may choose the model, so every count is an exact query of its choice to the test records: the policy says how many.
+        A server may choose the model, so every count is an exact query of its choice to the test
+        records: the policy says how many.
         """
         measured = f"{request.message_id} {request.model}"
         if (earlier := self._measurements.find(measured)) is not None:
@@ -161,21 +214,36 @@ class Vault:
         right = self._slm(request.run, folder).right(request.model, self._records.test)
         name = self.config.client
         if request.scope == "own":
-            add_metric(self.config.folder / "models" / request.run / request.model, "test accuracy", float(right.mean()), len(right))
-        return self._measurements.keep(measured, Evaluated(request.model, {name: int(right.sum())}, {name: len(right)}))
+            add_metric(
+                self.config.folder / "models" / request.run / request.model,
+                "test accuracy",
+                float(right.mean()),
+                len(right),
+            )
+        return self._measurements.keep(
+            measured, Evaluated(request.model, {name: int(right.sum())}, {name: len(right)})
+        )
 
     @refusing
     def score(self, request: Score) -> Scored | Refused:
-        """One score for each text, protected as `request.feedback` says; the charge is on disk before the noise is drawn.
+        """One score for each text, protected as `request.feedback` says; the charge is on disk
+        before the noise is drawn.
 
-        A repeated id gets its first answer. "gaussian" is charged once for a run: its later scores are post-processing of one scorer.
+        A repeated id gets its first answer. "gaussian" is charged once for a run: its later scores
+        are post-processing of one scorer.
         """
         if (earlier := self._releases.find(request.message_id)) is not None:
             return earlier
         policy, ledger_name = self._terms_of_scores(request.counterfactual)
         rules.check_score(policy, request, self._units, len(self.task.labels))
-        ledger = self._ledger(rules.delta_for(policy, self._units, request.delta), policy, ledger_name)
-        by = {"none": self._score_openly, "votes": self._score_by_votes, "gaussian": self._score_by_scorer}[request.feedback]
+        ledger = self._ledger(
+            rules.delta_for(policy, self._units, request.delta), policy, ledger_name
+        )
+        by = {
+            "none": self._score_openly,
+            "votes": self._score_by_votes,
+            "gaussian": self._score_by_scorer,
+        }[request.feedback]
         scores, charge, epsilon_total = by(request, ledger)
         event, name = charge.entry.event, charge.entry.what
         steps = event.count if event.kind == "gaussian" else 0
@@ -198,55 +266,109 @@ class Vault:
     def _score_openly(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
         """p(label | text) of the site's own SLM."""
         probabilities = self._slm(request.run).probabilities(request.model, request.data.texts)
-        charge = ledger.charge(request.message_id, request.run, "scores", Event.none(), len(request.data))
+        charge = ledger.charge(
+            request.message_id, request.run, "scores", Event.none(), len(request.data)
+        )
         return feedback.of_labels(probabilities, request.data.labels), charge, charge.epsilon_total
 
     def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
-        """Each unit votes on its own; the noise is planned over all rounds of the run together, on top of the whole ledger."""
+        """Each unit votes on its own; the noise is planned over all rounds of the run together, on
+        top of the whole ledger."""
         left = request.rounds - request.round
-        event = _paid_or_planned(ledger, request.message_id, lambda: self._planned(request, ledger, 1, request.rounds, left))
-        classes, labels, vectors = len(self.task.labels), np.array(request.data.labels), self._embed(request.data.texts)
+        event = _paid_or_planned(
+            ledger,
+            request.message_id,
+            lambda: self._planned(request, ledger, 1, request.rounds, left),
+        )
+        classes, labels, vectors = (
+            len(self.task.labels),
+            np.array(request.data.labels),
+            self._embed(request.data.texts),
+        )
         own, own_labels = self._embedded_records
         view = feedback.View.of(vectors)
         texts = view.directions(vectors)
-        total = feedback.vote_sum(view.directions(own), own_labels, texts, labels, classes, self._owners)
-        charge = ledger.charge(request.message_id, request.run, "gaussian-votes", event, len(labels), epsilon_run=request.epsilon)
-        noisy = feedback.noisy(total, event.noise_multiplier, self._randomness("votes", ledger.path.stem, request.round))
-        scores = feedback.opinions(noisy, texts, labels, classes, event.noise_multiplier, self._units)
+        total = feedback.vote_sum(
+            view.directions(own), own_labels, texts, labels, classes, self._owners
+        )
+        charge = ledger.charge(
+            request.message_id,
+            request.run,
+            "gaussian-votes",
+            event,
+            len(labels),
+            epsilon_run=request.epsilon,
+        )
+        noisy = feedback.noisy(
+            total,
+            event.noise_multiplier,
+            self._randomness("votes", ledger.path.stem, request.round),
+        )
+        scores = feedback.opinions(
+            noisy, texts, labels, classes, event.noise_multiplier, self._units
+        )
         return feedback.as_scores(scores), charge, charge.epsilon_total
 
-    def _planned(self, request: Score, ledger: Ledger, sums: int, rounds: int = 1, left: int = 1) -> Event:
-        """One of `left` more releases of `sums` noisy sums each, with all that the run has left; `rounds` of them must be worth asking."""
+    def _planned(
+        self, request: Score, ledger: Ledger, sums: int, rounds: int = 1, left: int = 1
+    ) -> Event:
+        """One of `left` more releases of `sums` noisy sums each, with all that the run has left;
+        `rounds` of them must be worth asking."""
         event = Event.gaussian(ledger.plan(request.epsilon, request.run, 1.0, sums, left), sums)
         alone = compose([event] * rounds, ledger.delta)
         if alone < feedback.LEAST_PART * request.epsilon:
-            found = f"run {request.run}: epsilon {alone:.2g} of {request.epsilon:g} is left for scores, the rest is spent already"
-            raise BudgetError(f"{found}; allowed: at least {feedback.LEAST_PART:.0%} of it, since with less they are noise alone")
+            found = (
+                f"run {request.run}: epsilon {alone:.2g} of {request.epsilon:g} is left for scores,"
+                " the rest is spent already"
+            )
+            raise BudgetError(
+                f"{found}; allowed: at least {feedback.LEAST_PART:.0%} of it, since with less they"
+                " are noise alone"
+            )
         return event
 
     def _score_by_scorer(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
-        """The run's private scorer, trained and charged at the first request with the whole budget that the run has for scores."""
+        """The run's private scorer, trained and charged at the first request with the whole budget
+        that the run has for scores."""
         name = f"{request.run}/scorer"
         file = self.config.folder / "scorers" / ledger.path.stem / f"{request.run}.npz"
         vectors, charge = self._embed(request.data.texts), ledger.find(name)
         if file.is_file():
             if charge is None:
-                raise LedgerError(f"{file}: there is a scorer that {ledger.path} does not know; nothing was released; remove it")
+                raise LedgerError(
+                    f"{file}: there is a scorer that {ledger.path} does not know; nothing was"
+                    " released; remove it"
+                )
             scorer = feedback.Scorer.from_bytes(file.read_bytes())
         else:
-            event = _paid_or_planned(ledger, name, lambda: self._planned(request, ledger, feedback.STEPS))
-            charge = ledger.charge(name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon)
+            event = _paid_or_planned(
+                ledger, name, lambda: self._planned(request, ledger, feedback.STEPS)
+            )
+            charge = ledger.charge(
+                name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon
+            )
             own, labels = self._embedded_records
-            sigma, steps, randomness = event.noise_multiplier, event.count, self._randomness("scorer", ledger.path.stem)
+            sigma, steps, randomness = (
+                event.noise_multiplier,
+                event.count,
+                self._randomness("scorer", ledger.path.stem),
+            )
             mechanism = (feedback.View.of(vectors), len(self.task.labels), sigma, steps, randomness)
             scorer = feedback.train_scorer(own, labels, self._owners, *mechanism)
-            scorer = feedback.Scorer.from_bytes(write_once(file, scorer.to_bytes()))  # of two trained at once, the first
-        return feedback.of_labels(scorer.probabilities(vectors), request.data.labels), charge, ledger.spent()
+            # of two trained at once, the first
+            scorer = feedback.Scorer.from_bytes(write_once(file, scorer.to_bytes()))
+        return (
+            feedback.of_labels(scorer.probabilities(vectors), request.data.labels),
+            charge,
+            ledger.spent(),
+        )
 
     @cached_property
     def _embedded_records(self) -> tuple[np.ndarray, np.ndarray]:
         train = self._records.train
-        return self._embed([record.text for record in train], private=True), np.array([record.label for record in train])
+        return self._embed([record.text for record in train], private=True), np.array(
+            [record.label for record in train]
+        )
 
     def _embed(self, texts: Sequence[str], private: bool = False) -> np.ndarray:
         return feedback.embed(texts, self.config.scorer_embedding, self.config.slm, private)
@@ -254,24 +376,43 @@ class Vault:
     def _slm(self, run: str, folder: Path | None = None) -> SLM:
         config = self.config.slm
         if self.config.pooled:  # an upper bound: it may take as many steps as all sites together
-            config = config.model_copy(update={"max_steps": config.max_steps * len(self.task.clients)})
+            config = config.model_copy(
+                update={"max_steps": config.max_steps * len(self.task.clients)}
+            )
         return SLM(config, len(self.task.labels), (folder or self.config.folder) / "models" / run)
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
-        """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open ones of what would have left."""
+        """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open
+        ones of what would have left."""
         if not self.config.counterfactual_baselines:
             return self.config.policy, "ledger.jsonl"
-        return self.config.policy.model_copy(update={"share_weights": True, "allow_unprotected": True}), "counterfactual.jsonl"
+        return (
+            self.config.policy.model_copy(
+                update={"share_weights": True, "allow_unprotected": True}
+            ),
+            "counterfactual.jsonl",
+        )
 
     def _terms_of_scores(self, counterfactual: bool) -> tuple[rules.Policy, str]:
-        """The same for scores: the open ones only where a simulation's baseline asks for more than the run itself does."""
+        """The same for scores: the open ones only where a simulation's baseline asks for more than
+        the run itself does."""
         if not counterfactual:
             return self.config.policy, "ledger.jsonl"
         if not self.config.counterfactual_baselines:
-            raise PolicyError("scores for a baseline leave only in a simulation; allowed: the same request with counterfactual false")
-        return self.config.policy.model_copy(update={"share_scores": "any", "allow_unprotected": True}), "counterfactual.jsonl"
+            raise PolicyError(
+                "scores for a baseline leave only in a simulation; allowed: the same request with"
+                " counterfactual false"
+            )
+        return (
+            self.config.policy.model_copy(
+                update={"share_scores": "any", "allow_unprotected": True}
+            ),
+            "counterfactual.jsonl",
+        )
 
-    def _ledger(self, delta: float, policy: rules.Policy | None = None, name: str = "ledger.jsonl") -> Ledger:
+    def _ledger(
+        self, delta: float, policy: rules.Policy | None = None, name: str = "ledger.jsonl"
+    ) -> Ledger:
         policy = policy or self.config.policy
         scores = {"scores"} if policy.share_scores == "any" else ()
         kept = (policy.epsilon_total, delta, policy.allow_unprotected)
@@ -280,14 +421,20 @@ class Vault:
     def _mechanism(self, name: str, event: Event) -> str:
         if event.kind == "none":
             return "none"
-        return f"{name} with seeded noise" if self.config.seeded_noise else name  # whoever knows the seed can take the noise off
+        # whoever knows the seed can take the noise off
+        return f"{name} with seeded noise" if self.config.seeded_noise else name
 
     def _randomness(self, *names: str | int) -> NoiseSource:
-        return SeededNoise(self.config.seed, self.config.client, *names) if self.config.seeded_noise else SecureNoise()
+        return (
+            SeededNoise(self.config.seed, self.config.client, *names)
+            if self.config.seeded_noise
+            else SecureNoise()
+        )
 
 
 def _paid_or_planned(ledger: Ledger, id: str, plan: Callable[[], Event]) -> Event:
-    """The event that `id` was charged for (before a crash, or by a twin of the message while this one plans); else what `plan` says."""
+    """The event that `id` was charged for (before a crash, or by a twin of the message while this
+    one plans); else what `plan` says."""
     if (paid := ledger.find(id)) is None:
         try:
             event = plan()

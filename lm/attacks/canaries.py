@@ -1,4 +1,5 @@
-"""Secrets planted in private texts, names and telephone numbers, to see whether they come out in what is released."""
+"""Secrets planted in private texts, names and telephone numbers, to see whether they come out in
+what is released."""
 
 from __future__ import annotations
 
@@ -26,21 +27,30 @@ class Secret:
         return f"call {self.name} at {self.number}."
 
     def shown_by(self, text: str) -> tuple[bool, bool]:
-        """Whether `text` holds the whole name, and all digits of the number in their order, whatever stands between them."""
-        return self.name in " ".join(text.casefold().split()), self.number.replace(" ", "") in re.sub(r"\D+", "", text)
+        """Whether `text` holds the whole name, and all digits of the number in their order,
+        whatever stands between them."""
+        return self.name in " ".join(text.casefold().split()), self.number.replace(
+            " ", ""
+        ) in re.sub(r"\D+", "", text)
 
 
-def plant(texts: Sequence[str], repeats: Sequence[int], seed: int) -> tuple[list[str], list[Secret]]:
+def plant(
+    texts: Sequence[str], repeats: Sequence[int], seed: int
+) -> tuple[list[str], list[Secret]]:
     """`texts` with secrets before some of them, one secret a text, and the secrets.
 
-    Of each number in `repeats` there are max(1, 10 // repeats) secrets, since one that stands in few records comes out seldom. They stand
-    first, where a generator begins: the worst case. Raises ValueError when there are fewer texts than places.
+    Of each number in `repeats` there are max(1, 10 // repeats) secrets, since one that stands in
+    few records comes out seldom. They stand first, where a generator begins: the worst case. Raises
+    ValueError when there are fewer texts than places.
     """
     draw = numpy_generator(seed, "secrets")
     secrets = [_secret(draw, number) for number in repeats for _ in range(max(1, 10 // number))]
     places = [secret for secret in secrets for _ in range(secret.repeats)]
     if len(places) > len(texts):
-        raise ValueError(f"found {len(texts)} records for {len(places)} planted ones; allowed: fewer repeats, or more records")
+        raise ValueError(
+            f"found {len(texts)} records for {len(places)} planted ones; allowed: fewer repeats, or"
+            " more records"
+        )
     planted = list(texts)
     for place, secret in zip(draw.permutation(len(texts)).tolist(), places, strict=False):
         planted[place] = f"{secret.sentence} {planted[place]}"

@@ -1,4 +1,5 @@
-"""One decode loop for every causal LM: rows with their own prompts, sampling, seeds and stop conditions, in batches that stay full."""
+"""One decode loop for every causal LM: rows with their own prompts, sampling, seeds and stop
+conditions, in batches that stay full."""
 
 from __future__ import annotations
 
@@ -16,15 +17,19 @@ from fedduet.lm.decoding.stepper import Continuous, Stepper
 from fedduet.lm.models.batch import pad
 
 NOT_NUMBERS = "the model's logits are not numbers; try precision fp32"
-SLACK = 32  # columns of a cache beside those that its rows need, so that it moves to its beginning only so often [O]
+# columns of a cache beside those that its rows need, so that it moves to its beginning only so
+# often [O]
+SLACK = 32
 LANE = 8  # rows that are worth a thread of their own [O]
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One row to continue. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off; `seed` fixes the row's own random stream.
+    """One row to continue. `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off; `seed` fixes
+    the row's own random stream.
 
-    `stopped` is asked after every new token with all new tokens of the row so far; True ends the row there.
+    `stopped` is asked after every new token with all new tokens of the row so far; True ends the
+    row there.
     """
 
     prompt: tuple[int, ...]
@@ -38,11 +43,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """New tokens, the end token not among them. `finish`: "end" (end token), "stopped" (by the row's own test), "length" or "error"."""
+    """New tokens, the end token not among them. `finish`: "end" (end token), "stopped" (by the
+    row's own test), "length" or "error"."""
 
     tokens: tuple[int, ...]
     finish: str
-    error: str = ""  # what went wrong: logits that are not numbers, or too little memory for this row alone
+    # what went wrong: logits that are not numbers, or too little memory for this row alone
+    error: str = ""
 
 
 def decode(
@@ -53,16 +60,22 @@ def decode(
     batch_tokens: int | None = None,
     done: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
-    """One answer for each ask, in their order; `done(number, answer)` is called as each row ends, one call at a time.
+    """One answer for each ask, in their order; `done(number, answer)` is called as each row ends,
+    one call at a time.
 
-    Rows run beside others that draw the same way and are of like length, at most `batch_size` rows and `batch_tokens` tokens at once,
-    prompts and `max_new_tokens` together (None: no limit); where the stepper is `Continuous` a waiting row takes the place of one that
-    has ended, and rows are dealt to as many threads as torch has. What is too large for the device's memory runs in halves. A row's
-    answer depends on its own seed only, up to the rounding of products in batches of another shape (which in float32 all but never
-    shows); which batches there are depends on the asks and the number of threads alone. Raises ValueError for an empty prompt.
+    Rows run beside others that draw the same way and are of like length, at most `batch_size` rows
+    and `batch_tokens` tokens at once, prompts and `max_new_tokens` together (None: no limit); where
+    the stepper is `Continuous` a waiting row takes the place of one that has ended, and rows are
+    dealt to as many threads as torch has. What is too large for the device's memory runs in halves.
+    A row's answer depends on its own seed only, up to the rounding of products in batches of
+    another shape (which in float32 all but never shows); which batches there are depends on the
+    asks and the number of threads alone. Raises ValueError for an empty prompt.
     """
     if empty := [number for number, ask in enumerate(asks) if not ask.prompt]:
-        raise ValueError(f"row {empty[0]}: found an empty prompt; a causal LM needs at least one token to continue from")
+        raise ValueError(
+            f"row {empty[0]}: found an empty prompt; a causal LM needs at least one token to"
+            " continue from"
+        )
     answers: list[Answer | None] = [None] * len(asks)
     one_at_a_time, stopped = threading.Lock(), threading.Event()
 
@@ -84,7 +97,10 @@ def decode(
                     message = str(failure).partition("\n")[0]
                 numbers = [number for number in numbers if answers[number] is None]
                 if numbers and size == 1:
-                    finish(numbers.pop(0), Answer((), "error", f"out of memory for one request: {message}"))
+                    finish(
+                        numbers.pop(0),
+                        Answer((), "error", f"out of memory for one request: {message}"),
+                    )
                 size = max(1, size // 2)
 
     for number, ask in enumerate(asks):
@@ -92,7 +108,11 @@ def decode(
             finish(number, Answer((), "length"))
     flights = _flights(asks, batch_size, batch_tokens)
     threads = torch.get_num_threads()
-    lanes = min(threads, len(asks) // LANE) if isinstance(run, Continuous) and run.device.type == "cpu" else 1
+    lanes = (
+        min(threads, len(asks) // LANE)
+        if isinstance(run, Continuous) and run.device.type == "cpu"
+        else 1
+    )
     if lanes < 2:
         within_memory(run, flights)
         return answers  # type: ignore[return-value]
@@ -100,7 +120,9 @@ def decode(
     def lane(number: int) -> None:
         mine = run if number == 0 else run.fork()
         try:
-            within_memory(mine, [(numbers[number::lanes], max(1, size // lanes)) for numbers, size in flights])
+            within_memory(
+                mine, [(numbers[number::lanes], max(1, size // lanes)) for numbers, size in flights]
+            )
         except BaseException:
             stopped.set()
             raise
@@ -108,7 +130,9 @@ def decode(
     torch.set_num_threads(1)  # of operations in the threads that begin now
     try:
         with ThreadPoolExecutor(lanes) as pool:
-            futures = [pool.submit(contextvars.copy_context().run, lane, number) for number in range(lanes)]
+            futures = [
+                pool.submit(contextvars.copy_context().run, lane, number) for number in range(lanes)
+            ]
             try:
                 failures = [failure for future in futures if (failure := future.exception())]
             except BaseException:
@@ -126,11 +150,15 @@ class _Stopped(Exception):
     """Another thread of this decoding has failed."""
 
 
-def _flights(asks: Sequence[Ask], batch_size: int | None, batch_tokens: int | None) -> list[tuple[list[int], int]]:
-    """Numbers of rows that may run side by side, and how many of them at once: they draw alike; where tokens are limited and rows have to
-    wait, none is twice as long as another, so that of shorter ones more run at once.
+def _flights(
+    asks: Sequence[Ask], batch_size: int | None, batch_tokens: int | None
+) -> list[tuple[list[int], int]]:
+    """Numbers of rows that may run side by side, and how many of them at once: they draw alike;
+    where tokens are limited and rows have to wait, none is twice as long as another, so that of
+    shorter ones more run at once.
 
-    Longest prompts come first, so that the place of a row that has ended is long enough for the next; equal prompts follow each other.
+    Longest prompts come first, so that the place of a row that has ended is long enough for the
+    next; equal prompts follow each other.
     """
     kinds: dict[tuple, list[int]] = {}
     for number, ask in enumerate(asks):
@@ -141,11 +169,22 @@ def _flights(asks: Sequence[Ask], batch_size: int | None, batch_tokens: int | No
         numbers.sort(key=lambda number: -_length(asks[number]))
         while numbers:
             longest = _length(asks[numbers[0]])
-            size = min(batch_size or len(numbers), max(1, batch_tokens // longest) if batch_tokens else len(numbers), len(numbers))
+            size = min(
+                batch_size or len(numbers),
+                max(1, batch_tokens // longest) if batch_tokens else len(numbers),
+                len(numbers),
+            )
             alike = [number for number in numbers if 2 * _length(asks[number]) > longest]
             rows = alike if batch_tokens and size < len(numbers) else numbers
             numbers = numbers[len(rows) :]
-            order = sorted(rows, key=lambda number: (-len(asks[number].prompt), -asks[number].max_new_tokens, asks[number].prompt))
+            order = sorted(
+                rows,
+                key=lambda number: (
+                    -len(asks[number].prompt),
+                    -asks[number].max_new_tokens,
+                    asks[number].prompt,
+                ),
+            )
             flights.append((order, min(size, len(order))))
     return flights
 
@@ -155,10 +194,19 @@ def _length(ask: Ask) -> int:
 
 
 def _fly(
-    run: Stepper, numbers: Sequence[int], asks: Sequence[Ask], ends: AbstractSet[int], size: int, finish: Callable[[int, Answer], None]
+    run: Stepper,
+    numbers: Sequence[int],
+    asks: Sequence[Ask],
+    ends: AbstractSet[int],
+    size: int,
+    finish: Callable[[int, Answer], None],
 ) -> None:
-    """One token per step for at most `size` live rows, until all of `numbers` have ended. Prompts that begin together are computed once."""
-    waiting, batch = deque(numbers), _Batch(asks, max(asks[number].max_new_tokens for number in numbers))
+    """One token per step for at most `size` live rows, until all of `numbers` have ended. Prompts
+    that begin together are computed once."""
+    waiting, batch = (
+        deque(numbers),
+        _Batch(asks, max(asks[number].max_new_tokens for number in numbers)),
+    )
     continuous = run if isinstance(run, Continuous) else None
     greedy, top_k = asks[numbers[0]].temperature == 0, asks[numbers[0]].top_k
     logits = torch.empty(0)
@@ -166,11 +214,18 @@ def _fly(
         free = size - len(batch.slots)
         if waiting and (not batch.slots or (continuous and free >= max(1, size // 8))):
             begins = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(asks[number].prompt for number in begins))}
+            distinct = {
+                prompt: place
+                for place, prompt in enumerate(
+                    dict.fromkeys(asks[number].prompt for number in begins)
+                )
+            }
             ids, mask = pad(list(distinct), 0, left=True)
             rows = torch.tensor([distinct[asks[number].prompt] for number in begins])
             if not batch.slots:
-                logits = run.prefill(ids, mask, batch.most + (SLACK if waiting and continuous else 0))
+                logits = run.prefill(
+                    ids, mask, batch.most + (SLACK if waiting and continuous else 0)
+                )
                 if len(distinct) < len(begins):
                     run.keep(rows.to(logits.device))
                     logits = logits[rows.to(logits.device)]
@@ -180,7 +235,11 @@ def _fly(
                 batch.start(begins, logits.device)
             else:
                 waiting.extendleft(reversed(begins))
-        drawn = logits.argmax(dim=-1) if greedy else draw(logits, batch.uniforms(), batch.temperature, top_k, batch.top_p)
+        drawn = (
+            logits.argmax(dim=-1)
+            if greedy
+            else draw(logits, batch.uniforms(), batch.temperature, top_k, batch.top_p)
+        )
         broken = logits.sum(dim=-1).isnan().tolist()
         gone = False
         for place, token in enumerate(drawn.tolist()):
@@ -207,7 +266,8 @@ def _fly(
 
 
 class _Batch:
-    """The rows that run side by side: by place in the batch, whose row it is and how it draws. `most`: new tokens of any row at most."""
+    """The rows that run side by side: by place in the batch, whose row it is and how it draws.
+    `most`: new tokens of any row at most."""
 
     def __init__(self, asks: Sequence[Ask], most: int) -> None:
         self.asks, self.most = asks, most
@@ -221,10 +281,18 @@ class _Batch:
         for row, ask in zip(stream, asks, strict=True):
             row[: ask.max_new_tokens] = uniforms(ask.seed, ask.max_new_tokens)
         temperature = torch.tensor([ask.temperature for ask in asks])
-        top_p, age = torch.tensor([ask.top_p for ask in asks]), torch.zeros(len(asks), dtype=torch.int64)
+        top_p, age = (
+            torch.tensor([ask.top_p for ask in asks]),
+            torch.zeros(len(asks), dtype=torch.int64),
+        )
         joined = [part.to(device) for part in (stream, temperature, top_p, age)]
         if not first:
-            joined = [torch.cat(pair) for pair in zip((self.stream, self.temperature, self.top_p, self.age), joined, strict=True)]
+            joined = [
+                torch.cat(pair)
+                for pair in zip(
+                    (self.stream, self.temperature, self.top_p, self.age), joined, strict=True
+                )
+            ]
         self.stream, self.temperature, self.top_p, self.age = joined
         self.slots += numbers
         self.new.update({number: [] for number in numbers})
@@ -251,7 +319,8 @@ def _ending(ask: Ask, new: list[int], at_end: bool) -> str:
 
 
 def _close_gaps(live: list[int]) -> list[int]:
-    """The live places, ordered so that as many as possible stay where they are: gaps are filled from the end."""
+    """The live places, ordered so that as many as possible stay where they are: gaps are filled
+    from the end."""
     size = len(live)
     places: list[int | None] = [None] * size
     for place in live:

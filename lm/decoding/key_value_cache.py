@@ -1,4 +1,5 @@
-"""A key-value cache with its room set aside beforehand: one write per token instead of a copy of everything so far."""
+"""A key-value cache with its room set aside beforehand: one write per token instead of a copy of
+everything so far."""
 
 from __future__ import annotations
 
@@ -9,18 +10,23 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A full-attention layer for `room` positions. `keys` and `values` [B, H, T, D] are views of the positions written so far."""
+    """A full-attention layer for `room` positions. `keys` and `values` [B, H, T, D] are views of
+    the positions written so far."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes states [B, H, t, D] behind what is there; returns all keys and all values. Raises RuntimeError beyond the room."""
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes states [B, H, t, D] behind what is there; returns all keys and all values. Raises
+        RuntimeError beyond the room."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._all_keys, self._all_values = (
-                states.new_empty(*states.shape[:2], self.room, states.shape[3]) for states in (key_states, value_states)
+                states.new_empty(*states.shape[:2], self.room, states.shape[3])
+                for states in (key_states, value_states)
             )
         begin = self.get_seq_length()
         end = begin + key_states.shape[2]
@@ -37,7 +43,10 @@ class RoomyLayer(DynamicLayer):
 
 
 def roomy_cache(config: Any, room: int) -> DynamicCache:
-    """The cache that a model of `config` wants, its full-attention layers with room for `room` positions, all else as it comes."""
+    """The cache that a model of `config` wants, its full-attention layers with room for `room`
+    positions, all else as it comes."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache

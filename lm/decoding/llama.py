@@ -1,4 +1,5 @@
-"""Decoding for Llama models in plain torch: fused projections and a cache in place, several times the speed of the library's loop."""
+"""Decoding for Llama models in plain torch: fused projections and a cache in place, several times
+the speed of the library's loop."""
 
 from __future__ import annotations
 
@@ -13,9 +14,18 @@ import torch
 from fedduet.lm.models.batch import positions
 from torch.nn import functional
 
-ROPES = ("default", "linear", "llama3")  # rotary kinds whose angles do not depend on the sequence's length
+# rotary kinds whose angles do not depend on the sequence's length
+ROPES = ("default", "linear", "llama3")
 PARTS = {
-    *("LlamaForCausalLM", "LlamaModel", "LlamaDecoderLayer", "LlamaAttention", "LlamaMLP", "LlamaRMSNorm", "LlamaRotaryEmbedding"),
+    *(
+        "LlamaForCausalLM",
+        "LlamaModel",
+        "LlamaDecoderLayer",
+        "LlamaAttention",
+        "LlamaMLP",
+        "LlamaRMSNorm",
+        "LlamaRotaryEmbedding",
+    ),
     *("SiLUActivation", "Linear", "Embedding", "ModuleList"),
 }
 HOMES = ("transformers.models.llama.", "transformers.activations", "torch.nn.modules.")
@@ -24,21 +34,34 @@ COPIED = 0.25  # larger weights, as a share of the device's memory, are not copi
 
 
 def is_plain_llama(model: Any) -> bool:
-    """Whether `LlamaStepper` computes what `model` does: the Llama architecture, all its parts as they come, without biases.
+    """Whether `LlamaStepper` computes what `model` does: the Llama architecture, all its parts as
+    they come, without biases.
 
-    Adapters, quantised weights, hooks, replaced `forward`s (as for a model spread over devices) and mixed precision are not plain.
+    Adapters, quantised weights, hooks, replaced `forward`s (as for a model spread over devices) and
+    mixed precision are not plain.
     """
     return (
         type(model).__name__ == "LlamaForCausalLM"
         and (model.config.rope_parameters or {}).get("rope_type", "default") in ROPES
         and all(_is_plain_part(part) for part in model.modules())
-        and all(type(weight) is torch.nn.Parameter and weight.dtype == model.dtype for weight in model.parameters())
+        and all(
+            type(weight) is torch.nn.Parameter and weight.dtype == model.dtype
+            for weight in model.parameters()
+        )
     )
 
 
 def _is_plain_part(part: torch.nn.Module) -> bool:
-    kind, changed = type(part), part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-    return kind.__name__ in PARTS and kind.__module__.startswith(HOMES) and not changed and getattr(part, "bias", None) is None
+    kind, changed = (
+        type(part),
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part),
+    )
+    return (
+        kind.__name__ in PARTS
+        and kind.__module__.startswith(HOMES)
+        and not changed
+        and getattr(part, "bias", None) is None
+    )
 
 
 def affords_copies(model: Any) -> bool:
@@ -62,17 +85,25 @@ class _Layer:
 
 
 def product(weight: torch.Tensor) -> Product:
-    """x -> x @ weight.T. On CPUs that multiply in bf16 the weight is laid out once as oneDNN wants it, not in every call; same bits."""
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """x -> x @ weight.T. On CPUs that multiply in bf16 the weight is laid out once as oneDNN wants
+    it, not in every call; same bits."""
+    if (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         tiled = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TILED_FOR)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, tiled, None, "none", [], "")  # what torch.compile makes of a linear layer
+        # what torch.compile makes of a linear layer
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, tiled, None, "none", [], "")
     return partial(functional.linear, weight=weight)
 
 
 class LlamaStepper:
-    """A `fedduet.lm.decoding.stepper.Continuous` stepper over copies of a Llama's weights. The logits agree with the model's to rounding (a test says so).
+    """A `fedduet.lm.decoding.stepper.Continuous` stepper over copies of a Llama's weights. The
+    logits agree with the model's to rounding (a test says so).
 
-    The cache is [layers, key and value, rows, heads, columns, head size]; a row's tokens stand in the columns from its start to the last.
+    The cache is [layers, key and value, rows, heads, columns, head size]; a row's tokens stand in
+    the columns from its start to the last.
     """
 
     compact_at = 1.0  # a row leaves by moving one row's cache
@@ -90,9 +121,14 @@ class LlamaStepper:
         self.head = self._folded(model.model.norm, model.lm_head)
         self.layers = [
             _Layer(
-                self._folded(layer.input_layernorm, *(getattr(layer.self_attn, f"{name}_proj") for name in "qkv")),
+                self._folded(
+                    layer.input_layernorm,
+                    *(getattr(layer.self_attn, f"{name}_proj") for name in "qkv"),
+                ),
                 product(layer.self_attn.o_proj.weight.detach().to(self.dtype)),
-                self._folded(layer.post_attention_layernorm, layer.mlp.gate_proj, layer.mlp.up_proj),
+                self._folded(
+                    layer.post_attention_layernorm, layer.mlp.gate_proj, layer.mlp.up_proj
+                ),
                 product(layer.mlp.down_proj.weight.detach().to(self.dtype)),
             )
             for layer in model.model.layers
@@ -104,7 +140,8 @@ class LlamaStepper:
 
     @property
     def width(self) -> int:
-        """Columns of the cache that live rows take: a prompt of at most so many tokens may be admitted."""
+        """Columns of the cache that live rows take: a prompt of at most so many tokens may be
+        admitted."""
         return self._length - self._first
 
     def fork(self) -> LlamaStepper:
@@ -135,7 +172,8 @@ class LlamaStepper:
             part = self._cache[..., begin : self._length, :]
             part[:, :, places] = part[:, :, live + rows]
             self._stay(torch.cat([torch.arange(live, device=self.device), live + rows]))
-        self._cache[:, :, places, :, self._first : begin] = 0  # masked, but what is not a number would show through a mask
+        # masked, but what is not a number would show through a mask
+        self._cache[:, :, places, :, self._first : begin] = 0
         return logits[rows]
 
     def _begin(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -143,8 +181,11 @@ class LlamaStepper:
         live, (batch, width) = len(self._starts), ids.shape
         starts = (mask == 0).sum(dim=1)
         places, columns = positions(mask), torch.arange(width, device=ids.device)
-        allowed = (columns[None, :] <= columns[:, None]) & (columns[None, None, :] >= starts[:, None, None])
-        allowed |= torch.eye(width, dtype=torch.bool, device=ids.device)  # a pad sees itself, so that no row of the softmax is empty
+        allowed = (columns[None, :] <= columns[:, None]) & (
+            columns[None, None, :] >= starts[:, None, None]
+        )
+        # a pad sees itself, so that no row of the softmax is empty
+        allowed |= torch.eye(width, dtype=torch.bool, device=ids.device)
         begin = self._length - width
         logits = self._run(ids, places, allowed[:, None], slice(live, live + batch), begin, begin)
         self._starts = torch.cat([self._starts, begin + starts])
@@ -157,16 +198,30 @@ class LlamaStepper:
             self._move_to_the_beginning()
         self._positions = self._positions + 1
         end = self._length + 1
-        allowed = (self._columns[:, self._first : end] >= self._starts[:, None])[:, None, None] if self._uneven else None
+        allowed = (
+            (self._columns[:, self._first : end] >= self._starts[:, None])[:, None, None]
+            if self._uneven
+            else None
+        )
         self._length = end
-        return self._run(tokens[:, None], self._positions[:, None], allowed, slice(0, len(tokens)), end - 1, self._first)
+        return self._run(
+            tokens[:, None],
+            self._positions[:, None],
+            allowed,
+            slice(0, len(tokens)),
+            end - 1,
+            self._first,
+        )
 
     def keep(self, rows: torch.Tensor) -> None:
         moves = [(place, row) for place, row in enumerate(rows.tolist()) if place != row]
-        if any(row < len(rows) for _, row in moves):  # a row comes twice, or would be written over before it has moved
+        # a row comes twice, or would be written over before it has moved
+        if any(row < len(rows) for _, row in moves):
             self._cache, moves = self._cache[:, :, rows], []
         for place, row in moves:
-            self._cache[:, :, place, :, self._first : self._length] = self._cache[:, :, row, :, self._first : self._length]
+            self._cache[:, :, place, :, self._first : self._length] = self._cache[
+                :, :, row, :, self._first : self._length
+            ]
         self._stay(rows)
 
     def _stay(self, rows: torch.Tensor) -> None:
@@ -185,14 +240,24 @@ class LlamaStepper:
         self._length, self._starts, self._first = self._length - by, self._starts - by, 0
 
     def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, allowed: torch.Tensor | None, rows: slice, start: int, first: int
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        allowed: torch.Tensor | None,
+        rows: slice,
+        start: int,
+        first: int,
     ) -> torch.Tensor:
-        """Feeds ids [B, T] to the cache's `rows` at the columns from `start` on; they see the columns from `first` on."""
+        """Feeds ids [B, T] to the cache's `rows` at the columns from `start` on; they see the
+        columns from `first` on."""
         batch, width = ids.shape
         heads, kv, size, end = self.heads, self.kv, self.size, start + width
-        cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]  # [B, T, 1, head size]
+        # [B, T, 1, head size]
+        cos, sin = self._cos[positions][:, :, None], self._sin[positions][:, :, None]
         if allowed is not None:
-            allowed = torch.zeros(allowed.shape, dtype=self.dtype, device=ids.device).masked_fill_(~allowed, -torch.inf)
+            allowed = torch.zeros(allowed.shape, dtype=self.dtype, device=ids.device).masked_fill_(
+                ~allowed, -torch.inf
+            )
         x = self.embedding[ids]
         for layer, cache in zip(self.layers, self._cache[:, :, rows], strict=True):
             mixed = layer.qkv(self._normed(x))

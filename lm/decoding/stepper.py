@@ -1,4 +1,5 @@
-"""What a decode loop needs of a causal LM: a batch with a cache that takes one token for each row at a time."""
+"""What a decode loop needs of a causal LM: a batch with a cache that takes one token for each row
+at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class Stepper(Protocol):
     compact_at: float  # the loop calls `keep` when the share of live rows has fallen to this
 
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
-        """Starts a batch: ids and mask int64 [B, T] on any device, `room` steps to come. Next-token logits [B, V], float32."""
+        """Starts a batch: ids and mask int64 [B, T] on any device, `room` steps to come. Next-token
+        logits [B, V], float32."""
         ...
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -28,20 +30,22 @@ class Stepper(Protocol):
         ...
 
     def keep(self, rows: torch.Tensor) -> None:
-        """`rows` (int64 [b]) go on, in this order; a row may come several times, to go on in several ways."""
+        """`rows` (int64 [b]) go on, in this order; a row may come several times, to go on in
+        several ways."""
         ...
 
 
 @runtime_checkable
 class Continuous(Stepper, Protocol):
-    """A stepper whose batch takes in new rows while others go on, and that can be had several times over the same weights."""
+    """A stepper whose batch takes in new rows while others go on, and that can be had several times
+    over the same weights."""
 
     device: torch.device
     width: int  # prompts of at most so many tokens can be taken in now
 
     def admit(self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Adds rows behind those that are there, as many as have left: row i begins with prompt rows[i] of ids and mask int64 [b, T].
-        Next-token logits [len(rows), V], float32."""
+        """Adds rows behind those that are there, as many as have left: row i begins with prompt
+        rows[i] of ids and mask int64 [b, T]. Next-token logits [len(rows), V], float32."""
         ...
 
     def fork(self) -> Continuous:
@@ -60,8 +64,14 @@ class AnyStepper:
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
         ids, mask = ids.to(self.model.device), mask.to(self.model.device)
         self._cache = None  # the batch before makes room
-        self._cache, self._length = roomy_cache(self.model.config, ids.shape[1] + room), ids.shape[1]
-        self._mask, self._positions = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1), positions(mask)
+        self._cache, self._length = (
+            roomy_cache(self.model.config, ids.shape[1] + room),
+            ids.shape[1],
+        )
+        self._mask, self._positions = (
+            torch.cat([mask, mask.new_ones(len(mask), room)], dim=1),
+            positions(mask),
+        )
         return self._run(ids)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -74,18 +84,33 @@ class AnyStepper:
 
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         mask = self._mask[:, : self._length]
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": self._positions, "logits_to_keep": 1}
-        return forward(self.model, **inputs, past_key_values=self._cache, use_cache=True).logits[:, -1].float()
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": self._positions,
+            "logits_to_keep": 1,
+        }
+        return (
+            forward(self.model, **inputs, past_key_values=self._cache, use_cache=True)
+            .logits[:, -1]
+            .float()
+        )
 
 
 def forward(model: Any, **inputs: Any) -> Any:
-    """The model's output; arguments that its architecture does not know (position_ids, logits_to_keep) are left out."""
+    """The model's output; arguments that its architecture does not know (position_ids,
+    logits_to_keep) are left out."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     known = inspect.signature(inner.forward).parameters
     return model(**{name: value for name, value in inputs.items() if name in known})
 
 
 def stepper(model: Any, dtype: torch.dtype | None = None) -> Stepper:
-    """The fastest stepper for `model`, with LoRA folded in; weights are copied in `dtype`. Make it anew when the weights change."""
+    """The fastest stepper for `model`, with LoRA folded in; weights are copied in `dtype`. Make it
+    anew when the weights change."""
     plain = merged(model)
-    return LlamaStepper(plain, dtype) if is_plain_llama(plain) and affords_copies(plain) else AnyStepper(plain, dtype)
+    return (
+        LlamaStepper(plain, dtype)
+        if is_plain_llama(plain) and affords_copies(plain)
+        else AnyStepper(plain, dtype)
+    )

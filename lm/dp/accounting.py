@@ -1,8 +1,10 @@
-"""Privacy accounting: what mechanisms ran, what they cost together, and how much noise a planned one needs.
+"""Privacy accounting: what mechanisms ran, what they cost together, and how much noise a planned
+one needs.
 
-Events are composed; epsilons are never added. The neighbouring data sets differ by one record added or removed. The
-reference is Google's dp-accounting (privacy loss distributions, PLD; Doroshenko et al. 2022, "Connect the Dots"),
-always rounded against us; Opacus' RDP and PRV accountants are there to check it against.
+Events are composed; epsilons are never added. The neighbouring data sets differ by one record added
+or removed. The reference is Google's dp-accounting (privacy loss distributions, PLD; Doroshenko et
+al. 2022, "Connect the Dots"), always rounded against us; Opacus' RDP and PRV accountants are there
+to check it against.
 """
 
 from __future__ import annotations
@@ -19,29 +21,33 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
 
 KINDS = ("poisson_gaussian", "gaussian", "none")
-SMALLEST_NOISE = 0.01  # [O] below it epsilon passes 5,000 in one release: such a mechanism is called "none"
+# [O] below it epsilon passes 5,000 in one release: such a mechanism is called "none"
+SMALLEST_NOISE = 0.01
 LARGEST_NOISE = 1e5  # [O] a plan that needs more than this does not fit its budget
 PRECISION = 1e-3  # relative, of a planned noise multiplier
 
 INTERVAL = 1e-3  # privacy loss per cell of the discretization before it is refined or coarsened
-_CELLS = 2**16  # [O] cells aimed at for a composed distribution: 0.1 s a call, error under 0.5 % at 10,000 steps
+# [O] cells aimed at for a composed distribution: 0.1 s a call, error under 0.5 % at 10,000 steps
+_CELLS = 2**16
 _SEARCH_CELLS = 2**13  # [O] the same for the first, coarse search of a noise multiplier
 
 _Group = tuple[float, float, int]  # noise multiplier, sample rate, steps
 
 
 class BudgetError(Exception):
-    """A release that does not fit a privacy budget; its text says what was spent and what would fit."""
+    """A release that does not fit a privacy budget; its text says what was spent and what would
+    fit."""
 
 
 @dataclass(frozen=True)
 class Event:
     """What a mechanism did to the records.
 
-    kind "poisson_gaussian": `steps` sums of records, each record in each sum with probability `sample_rate` on its own
-    (Poisson), plus Gaussian noise (DP-SGD). kind "gaussian": `count` sums over all records plus Gaussian noise. kind
-    "none": no guarantee, epsilon is infinite. `noise_multiplier` is the standard deviation of the noise over the L2
-    sensitivity to one record added or removed. Raises ValueError for values outside these ranges.
+    kind "poisson_gaussian": `steps` sums of records, each record in each sum with probability
+    `sample_rate` on its own (Poisson), plus Gaussian noise (DP-SGD). kind "gaussian": `count` sums
+    over all records plus Gaussian noise. kind "none": no guarantee, epsilon is infinite.
+    `noise_multiplier` is the standard deviation of the noise over the L2 sensitivity to one record
+    added or removed. Raises ValueError for values outside these ranges.
     """
 
     kind: str
@@ -57,19 +63,27 @@ class Event:
             return
         if not (SMALLEST_NOISE <= self.noise_multiplier < math.inf):
             raise ValueError(
-                f"event noise_multiplier: found {self.noise_multiplier!r}; allowed: a finite number of at least "
+                f"event noise_multiplier: found {self.noise_multiplier!r}; allowed: a finite number"
+                " of at least "
                 f"{SMALLEST_NOISE} "
                 f'(less noise gives no guarantee worth the name: record kind "none")'
             )
         if not (0.0 < self.sample_rate <= 1.0):
-            raise ValueError(f"event sample_rate: found {self.sample_rate!r}; allowed: above 0, at most 1")
+            raise ValueError(
+                f"event sample_rate: found {self.sample_rate!r}; allowed: above 0, at most 1"
+            )
         for name, value in (("steps", self.steps), ("count", self.count)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"event {name}: found {value!r}; allowed: a whole number of at least 1")
+                raise ValueError(
+                    f"event {name}: found {value!r}; allowed: a whole number of at least 1"
+                )
         if (self.kind == "gaussian" and (self.steps, self.sample_rate) != (1, 1.0)) or (
             self.kind == "poisson_gaussian" and self.count != 1
         ):
-            raise ValueError(f"event {self.kind}: found {self}; allowed: steps and sample_rate for poisson_gaussian, count for gaussian")
+            raise ValueError(
+                f"event {self.kind}: found {self}; allowed: steps and sample_rate for"
+                " poisson_gaussian, count for gaussian"
+            )
 
     @staticmethod
     def poisson_gaussian(noise_multiplier: float, sample_rate: float, steps: int) -> Event:
@@ -88,11 +102,14 @@ class Event:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Event:
-        """The event `to_dict` wrote. Raises ValueError for unknown or missing keys and for values that are no event."""
+        """The event `to_dict` wrote. Raises ValueError for unknown or missing keys and for values
+        that are no event."""
         try:
             return Event(**values)
         except TypeError as error:
-            raise ValueError(f"event: found keys {sorted(values)}; allowed: kind and the fields of that kind") from error
+            raise ValueError(
+                f"event: found keys {sorted(values)}; allowed: kind and the fields of that kind"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that matter for this kind, as JSON values."""
@@ -105,14 +122,15 @@ class Event:
         return {"kind": self.kind, **{name: values[name] for name in fields[self.kind]}}
 
 
-# --- What was spent --------------------------------------------------------------------------------------------------
+# --- What was spent -------------------------------------------------------------------------------
 
 
 def compose(events: Iterable[Event], delta: float) -> float:
-    """Epsilon at `delta` of all `events` together: an upper bound. 0.0 for no event, `math.inf` when one is "none".
+    """Epsilon at `delta` of all `events` together: an upper bound. 0.0 for no event, `math.inf`
+    when one is "none".
 
-    PLD; identical events are one self-composition, and all plain Gaussians are one Gaussian (1 / sigma^2 adds, Dong et
-    al. 2019, Corollary 3.3), whose epsilon alone is exact.
+    PLD; identical events are one self-composition, and all plain Gaussians are one Gaussian (1 /
+    sigma^2 adds, Dong et al. 2019, Corollary 3.3), whose epsilon alone is exact.
     """
     return _compose(events, delta, _CELLS)
 
@@ -122,17 +140,21 @@ def compose_rdp(events: Iterable[Event], delta: float) -> float:
     groups = _history(events, delta)
     if groups is None:
         return math.inf
-    from opacus.accountants import RDPAccountant  # here, because it loads torch, which no ledger needs
+    # here, because it loads torch, which no ledger needs
+    from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
     accountant.history = groups
-    with warnings.catch_warnings():  # Opacus warns when the best order is the largest it tries: then the bound is loose, still a bound
+    # Opacus warns when the best order is the largest it tries: then the bound is loose, still a
+    # bound
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return float(accountant.get_epsilon(delta))
 
 
 def compose_prv(events: Iterable[Event], delta: float, error: float = 0.01) -> float:
-    """The same by privacy loss random variables (Opacus; Gopi et al. 2021): at most 2 * `error` (absolute) too high."""
+    """The same by privacy loss random variables (Opacus; Gopi et al. 2021): at most 2 * `error`
+    (absolute) too high."""
     groups = _history(events, delta)
     if groups is None:
         return math.inf
@@ -146,7 +168,7 @@ def compose_prv(events: Iterable[Event], delta: float, error: float = 0.01) -> f
         return float(accountant.get_epsilon(delta, eps_error=error))
 
 
-# --- What noise a plan needs -----------------------------------------------------------------------------------------
+# --- What noise a plan needs ----------------------------------------------------------------------
 
 
 def noise_multiplier_for(
@@ -157,12 +179,12 @@ def noise_multiplier_for(
     rounds: int = 1,
     spent: Sequence[Event] = (),
 ) -> float:
-    """The smallest noise multiplier with which `rounds` times `steps` Poisson steps, on top of `spent`, stay within
-    `epsilon` at `delta`.
+    """The smallest noise multiplier with which `rounds` times `steps` Poisson steps, on top of
+    `spent`, stay within `epsilon` at `delta`.
 
-    Rounded up, at most PRECISION above the true value. 0.0 for an infinite epsilon (train without noise and call the
-    event "none"). Raises BudgetError when no noise is enough, ValueError for an epsilon, rounds or steps that are not
-    positive.
+    Rounded up, at most PRECISION above the true value. 0.0 for an infinite epsilon (train without
+    noise and call the event "none"). Raises BudgetError when no noise is enough, ValueError for an
+    epsilon, rounds or steps that are not positive.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon: found {epsilon!r}; allowed: above 0")
@@ -174,31 +196,51 @@ def noise_multiplier_for(
     already = compose(spent, delta)
     if already >= epsilon:
         raise BudgetError(
-            f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent already, so no noise makes room for another release"
+            f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent already, so no noise"
+            " makes room for another release"
         )
 
     def fits(cells: int) -> Callable[[float], bool]:
         def check(sigma: float) -> bool:
-            return _compose([*spent, Event.poisson_gaussian(sigma, sample_rate, steps * rounds)], delta, cells) <= epsilon
+            return (
+                _compose(
+                    [*spent, Event.poisson_gaussian(sigma, sample_rate, steps * rounds)],
+                    delta,
+                    cells,
+                )
+                <= epsilon
+            )
 
         return check
 
-    coarse = _smallest(fits(_SEARCH_CELLS), low=SMALLEST_NOISE, high=LARGEST_NOISE, start=1.0, ratio=2.0)
-    sigma = _smallest(fits(_CELLS), low=SMALLEST_NOISE, high=LARGEST_NOISE, start=coarse or LARGEST_NOISE, ratio=1 + PRECISION / 2)
+    coarse = _smallest(
+        fits(_SEARCH_CELLS), low=SMALLEST_NOISE, high=LARGEST_NOISE, start=1.0, ratio=2.0
+    )
+    sigma = _smallest(
+        fits(_CELLS),
+        low=SMALLEST_NOISE,
+        high=LARGEST_NOISE,
+        start=coarse or LARGEST_NOISE,
+        ratio=1 + PRECISION / 2,
+    )
     if sigma is None:
         raise BudgetError(
-            f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent, and {rounds} x {steps} steps at "
-            f"sample rate {sample_rate:.4g} do not fit "
-            f"the rest with any noise multiplier up to {LARGEST_NOISE:g}; allowed: fewer steps, a smaller "
-            f"sample rate, or a larger budget"
+            f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent, and {rounds} x {steps}"
+            f" steps at sample rate {sample_rate:.4g} do not fit the rest with any noise multiplier"
+            f" up to {LARGEST_NOISE:g}; allowed: fewer steps, a smaller sample rate, or a larger"
+            " budget"
         )
     return sigma
 
 
-def _smallest(fits: Callable[[float], bool], low: float, high: float, start: float, ratio: float) -> float | None:
-    """The smallest value in [low, high] that `fits` (monotone), within PRECISION; None when `high` does not.
+def _smallest(
+    fits: Callable[[float], bool], low: float, high: float, start: float, ratio: float
+) -> float | None:
+    """The smallest value in [low, high] that `fits` (monotone), within PRECISION; None when `high`
+    does not.
 
-    Walks from `start` in steps that square each time (`ratio`, `ratio`^2, ...), then bisects the logarithm.
+    Walks from `start` in steps that square each time (`ratio`, `ratio`^2, ...), then bisects the
+    logarithm.
     """
     if fits(start):
         upper, lower = start, start
@@ -226,19 +268,19 @@ def _smallest(fits: Callable[[float], bool], low: float, high: float, start: flo
 
 
 def _round_up(value: float) -> float:
-    """`value` rounded up to 5 significant digits, so that ledgers and receipts are readable and equal plans are
-    equal events.
+    """`value` rounded up to 5 significant digits, so that ledgers and receipts are readable and
+    equal plans are equal events.
     """
     unit = 10.0 ** (math.floor(math.log10(value)) - 4)
     return float(f"{math.ceil(value / unit) * unit:.10g}")
 
 
-# --- Privacy loss distributions --------------------------------------------------------------------------------------
+# --- Privacy loss distributions -------------------------------------------------------------------
 
 
 def _groups(events: Iterable[Event]) -> tuple[_Group, ...] | None:
-    """Equal Poisson mechanisms in order of appearance, then all Gaussians as one of sample rate 1; None when an
-    event is "none".
+    """Equal Poisson mechanisms in order of appearance, then all Gaussians as one of sample rate 1;
+    None when an event is "none".
     """
     steps: dict[tuple[float, float], int] = {}
     precision = 0.0  # sum of 1 / sigma^2 of the plain Gaussians
@@ -276,20 +318,24 @@ def _epsilon(groups: tuple[_Group, ...], delta: float, cells: int) -> float:
     if not groups:
         return 0.0
     if len(groups) == 1 and groups[0][1] == 1.0:
-        return _smallest_epsilon(GaussianPrivacyLoss(groups[0][0]).get_delta_for_epsilon, delta)  # Balle and Wang 2018, Theorem 8
+        # Balle and Wang 2018, Theorem 8
+        return _smallest_epsilon(GaussianPrivacyLoss(groups[0][0]).get_delta_for_epsilon, delta)
     interval = _interval(groups, cells)
-    for end in range(1, len(groups)):  # fills the cache from the front, so that no call below recurses deeply
+    # fills the cache from the front, so that no call below recurses deeply
+    for end in range(1, len(groups)):
         _distribution(groups[:end], interval)
     composed = _distribution(groups, interval)
     with np.errstate(over="ignore"):
         epsilon = float(composed.get_epsilon_for_delta(delta))
     if epsilon < 500:
         return epsilon
-    return _smallest_epsilon(composed.get_delta_for_epsilon, delta)  # above 700 the other way underflows: exp(-epsilon)
+    # above 700 the other way underflows: exp(-epsilon)
+    return _smallest_epsilon(composed.get_delta_for_epsilon, delta)
 
 
 def _smallest_epsilon(delta_at: Callable[[float], float], delta: float) -> float:
-    """The smallest epsilon whose delta is at most `delta`, rounded up by at most 1e-9 of itself; infinite beyond 1e12."""
+    """The smallest epsilon whose delta is at most `delta`, rounded up by at most 1e-9 of itself;
+    infinite beyond 1e12."""
     if delta_at(0.0) <= delta:
         return 0.0
     low, high = 0.0, 1.0
@@ -305,21 +351,24 @@ def _smallest_epsilon(delta_at: Callable[[float], float], delta: float) -> float
 
 @lru_cache(maxsize=128)
 def _distribution(groups: tuple[_Group, ...], interval: float) -> pld.PrivacyLossDistribution:
-    """The composed distribution. The last group is added to the cached rest: a ledger grows at its end, a plan
-    varies its last group.
+    """The composed distribution. The last group is added to the cached rest: a ledger grows at its
+    end, a plan varies its last group.
     """
     if len(groups) > 1:
         return _distribution(groups[:-1], interval).compose(_distribution(groups[-1:], interval))
     sigma, rate, steps = groups[0]
-    one = pld.from_gaussian_mechanism(sigma, sampling_prob=rate, value_discretization_interval=interval, pessimistic_estimate=True)
+    one = pld.from_gaussian_mechanism(
+        sigma, sampling_prob=rate, value_discretization_interval=interval, pessimistic_estimate=True
+    )
     return one.self_compose(steps) if steps > 1 else one
 
 
 def _interval(groups: Sequence[_Group], cells: int) -> float:
-    """INTERVAL times the power of two that spreads the composed privacy loss over about `cells` cells [O].
+    """INTERVAL times the power of two that spreads the composed privacy loss over about `cells`
+    cells [O].
 
-    Any interval is sound. Powers of two nest the grids, and the width grows with every step and falls with noise, so
-    that rounding never makes more noise or fewer steps look dearer.
+    Any interval is sound. Powers of two nest the grids, and the width grows with every step and
+    falls with noise, so that rounding never makes more noise or fewer steps look dearer.
     """
     single = max(1 / (2 * sigma**2) + 10 / sigma for sigma, _, _ in groups)
     mean, variance = 0.0, 0.0

@@ -1,4 +1,5 @@
-"""Sums of clipped per-example gradients of a causal LM, by two engines that agree: vmap and Opacus' hooks."""
+"""Sums of clipped per-example gradients of a causal LM, by two engines that agree: vmap and Opacus'
+hooks."""
 
 from __future__ import annotations
 
@@ -17,11 +18,13 @@ from torch.func import functional_call, grad, vmap
 
 @dataclass(frozen=True)
 class LossBatch:
-    """`ids` int64 [B, T], right-padded; `weights` float32 [B, T-1]: what each next-token loss counts in its row's loss.
+    """`ids` int64 [B, T], right-padded; `weights` float32 [B, T-1]: what each next-token loss
+    counts in its row's loss.
 
-    A row's weights are 1 / (its learned tokens) on them and 0 on pads and on given tokens, so a row's loss is a mean over its own
-    tokens and nothing of another row enters it. A row without learned tokens has loss and gradient zero. Each `group` rows are one unit
-    of privacy: its gradient, that of the sum of its rows' losses, is what is clipped.
+    A row's weights are 1 / (its learned tokens) on them and 0 on pads and on given tokens, so a
+    row's loss is a mean over its own tokens and nothing of another row enters it. A row without
+    learned tokens has loss and gradient zero. Each `group` rows are one unit of privacy: its
+    gradient, that of the sum of its rows' losses, is what is clipped.
     """
 
     ids: torch.Tensor
@@ -39,8 +42,11 @@ class LossBatch:
         return LossBatch(self.ids[rows], self.weights[rows], self.group)
 
 
-def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool, multiple: int = 1) -> LossBatch:
-    """The rows as a LossBatch, T a `multiple`. Pads stand right of a causal row's tokens, where no real token can see them."""
+def loss_batch(
+    rows: Sequence[Encoded], pad_id: int, learn_context: bool, multiple: int = 1
+) -> LossBatch:
+    """The rows as a LossBatch, T a `multiple`. Pads stand right of a causal row's tokens, where no
+    real token can see them."""
     ids, mask = pad([row.ids for row in rows], pad_id, multiple=multiple)
     weights = mask[:, 1:].float()
     for i, row in enumerate(rows):
@@ -49,8 +55,11 @@ def loss_batch(rows: Sequence[Encoded], pad_id: int, learn_context: bool, multip
     return LossBatch(ids, weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0))
 
 
-def unit_batch(units: Sequence[Sequence[Encoded]], pad_id: int, learn_context: bool, multiple: int = 1) -> LossBatch:
-    """Units of rows, whose loss is the mean over their rows; those with fewer rows than the largest are filled up with empty ones."""
+def unit_batch(
+    units: Sequence[Sequence[Encoded]], pad_id: int, learn_context: bool, multiple: int = 1
+) -> LossBatch:
+    """Units of rows, whose loss is the mean over their rows; those with fewer rows than the largest
+    are filled up with empty ones."""
     group = max(len(unit) for unit in units)
     filled = [row for unit in units for row in (*unit, *[Encoded(())] * (group - len(unit)))]
     batch = loss_batch(filled, pad_id, learn_context, multiple)
@@ -59,25 +68,37 @@ def unit_batch(units: Sequence[Sequence[Encoded]], pad_id: int, learn_context: b
 
 
 def row_losses(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """[B] losses: weighted sum over positions of the cross-entropy of logits [B, T, V] against the next tokens of ids [B, T]."""
-    each = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    """[B] losses: weighted sum over positions of the cross-entropy of logits [B, T, V] against the
+    next tokens of ids [B, T]."""
+    each = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
     return (each.view_as(weights) * weights).sum(dim=1)
 
 
 class ClippedSum:
-    """Adds up min(1, C / ||g_i||) * g_i over the units it is given, in float32; the norm is over all trainable parameters together."""
+    """Adds up min(1, C / ||g_i||) * g_i over the units it is given, in float32; the norm is over
+    all trainable parameters together."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], clip: float) -> None:
         self.clip = clip
-        self.sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+        self.sums = {
+            name: torch.zeros_like(parameter, dtype=torch.float32)
+            for name, parameter in parameters.items()
+        }
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """[units]: what a unit of this norm is multiplied by; 0 for a norm that is not finite."""
-        return torch.where(norms.isfinite(), (self.clip / norms.clamp_min(1e-12)).clamp_max(1.0), 0.0)
+        return torch.where(
+            norms.isfinite(), (self.clip / norms.clamp_min(1e-12)).clamp_max(1.0), 0.0
+        )
 
     def add(self, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Adds units' gradients [units, *shape], returns their norms [units] before clipping; one that is not finite adds nothing."""
-        norms = torch.stack([g.float().flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
+        """Adds units' gradients [units, *shape], returns their norms [units] before clipping; one
+        that is not finite adds nothing."""
+        norms = torch.stack([g.float().flatten(1).norm(dim=1) for g in gradients.values()]).norm(
+            dim=0
+        )
         factors, usable = self.factors(norms), norms.isfinite()
         for name, gradient in gradients.items():
             rows = gradient.float().flatten(1)
@@ -92,11 +113,15 @@ Engine = Callable[[LossBatch, ClippedSum], None]  # adds one micro-batch to the 
 
 @contextmanager
 def vmap_engine(model: Any, autocast: bool) -> Iterator[Engine]:
-    """torch.func: the gradient of one unit's loss, mapped over units. Eager attention, since SDPA has no rule for masks under vmap."""
+    """torch.func: the gradient of one unit's loss, mapped over units. Eager attention, since SDPA
+    has no rule for masks under vmap."""
     parameters = {name: parameter.detach() for name, parameter in trainable(model).items()}
 
-    def loss(values: dict[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        everything = torch.ones(ids.shape, dtype=torch.int64)  # a constant, so that models may look at it under vmap
+    def loss(
+        values: dict[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        # a constant, so that models may look at it under vmap
+        everything = torch.ones(ids.shape, dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": everything, "use_cache": False}
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = functional_call(model, values, kwargs=inputs).logits
@@ -105,7 +130,12 @@ def vmap_engine(model: Any, autocast: bool) -> Iterator[Engine]:
     each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def add(batch: LossBatch, total: ClippedSum) -> None:
-        total.add(each(parameters, *(rows.unflatten(0, (-1, batch.group)) for rows in (batch.ids, batch.weights))))
+        total.add(
+            each(
+                parameters,
+                *(rows.unflatten(0, (-1, batch.group)) for rows in (batch.ids, batch.weights)),
+            )
+        )
 
     with eager_attention(model):
         model.eval()
@@ -114,19 +144,32 @@ def vmap_engine(model: Any, autocast: bool) -> Iterator[Engine]:
 
 @contextmanager
 def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
-    """Opacus' hooks on the plain model (Yousefpour et al. 2021): one backward pass, per-example gradients layer by layer."""
+    """Opacus' hooks on the plain model (Yousefpour et al. 2021): one backward pass, per-example
+    gradients layer by layer."""
     from opacus.grad_sample.grad_sample_module import GradSampleHooks
 
     parameters = trainable(model)
 
     def add(batch: LossBatch, total: ClippedSum) -> None:
-        positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape)  # GPT-2's own have batch size 1
+        # GPT-2's own have batch size 1
+        positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = model(input_ids=batch.ids, position_ids=positions, attention_mask=torch.ones_like(batch.ids), use_cache=False).logits
+            logits = model(
+                input_ids=batch.ids,
+                position_ids=positions,
+                attention_mask=torch.ones_like(batch.ids),
+                use_cache=False,
+            ).logits
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")  # embeddings have no input to differentiate
+            # embeddings have no input to differentiate
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
             row_losses(logits, batch.ids, batch.weights).sum().backward()
-        total.add({name: parameter.grad_sample.unflatten(0, (-1, batch.group)).sum(dim=1) for name, parameter in parameters.items()})
+        total.add(
+            {
+                name: parameter.grad_sample.unflatten(0, (-1, batch.group)).sum(dim=1)
+                for name, parameter in parameters.items()
+            }
+        )
         for parameter in parameters.values():
             parameter.grad = parameter.grad_sample = None
 
@@ -145,7 +188,12 @@ def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """Training mode inside the `with`, in which nothing is dropped."""
-    drops = [(module, name) for module in model.modules() for name in ("p", "attention_dropout") if _drops(module, name)]
+    drops = [
+        (module, name)
+        for module in model.modules()
+        for name in ("p", "attention_dropout")
+        if _drops(module, name)
+    ]
     rates = [getattr(module, name) for module, name in drops]
     model.train()
     for module, name in drops:
@@ -160,4 +208,6 @@ def without_dropout(model: Any) -> Iterator[None]:
 
 def _drops(module: nn.Module, name: str) -> bool:
     """Whether the module's attribute is a rate of dropping."""
-    return (isinstance(module, nn.Dropout) or name != "p") and isinstance(getattr(module, name, None), float)
+    return (isinstance(module, nn.Dropout) or name != "p") and isinstance(
+        getattr(module, name, None), float
+    )

@@ -1,4 +1,5 @@
-"""DP-SGD fine-tuning of a causal LM on private texts: Poisson sampling, per-example clipping, Gaussian noise (Abadi et al. 2016)."""
+"""DP-SGD fine-tuning of a causal LM on private texts: Poisson sampling, per-example clipping,
+Gaussian noise (Abadi et al. 2016)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from fedduet.lm.randomness import NoiseSource
 
 
 class DPConfig(Section):
-    """How a generator is trained. Clip 1.0 and the constant learning rate follow Yue et al. (ACL 2023); other defaults are ours [O]."""
+    """How a generator is trained. Clip 1.0 and the constant learning rate follow Yue et al. (ACL
+    2023); other defaults are ours [O]."""
 
     method: Literal["lora", "full"] = "lora"
     rank: int = pydantic.Field(default=8, ge=1)  # LoRA
@@ -31,19 +33,26 @@ class DPConfig(Section):
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
     epochs: float = pydantic.Field(default=20.0, gt=0)  # expected passes over the private texts
     steps: int | None = pydantic.Field(default=None, ge=1)  # overrides epochs
-    logical_batch: int = pydantic.Field(default=64, ge=1)  # expected units a step; the sample rate is logical_batch / n, at most 1
-    micro_batch: int = pydantic.Field(default=8, ge=1)  # rows in memory at a time; does not change the result
-    records_per_user: int = pydantic.Field(default=4, ge=1)  # where users are the unit: of a drawn user's records, so many at most a step
+    # expected units a step; the sample rate is logical_batch / n, at most 1
+    logical_batch: int = pydantic.Field(default=64, ge=1)
+    # rows in memory at a time; does not change the result
+    micro_batch: int = pydantic.Field(default=8, ge=1)
+    # where users are the unit: of a drawn user's records, so many at most a step
+    records_per_user: int = pydantic.Field(default=4, ge=1)
     max_tokens: int = pydantic.Field(default=128, ge=2)  # of control code + text + EOS
-    clip: float = pydantic.Field(default=1.0, gt=0)  # C, L2 over all trainable parameters of one unit's gradient
+    # C, L2 over all trainable parameters of one unit's gradient
+    clip: float = pydantic.Field(default=1.0, gt=0)
     mask_control_code: bool = False  # true: the control code's own tokens carry no loss
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of forward and backward; gradients are summed in float32
-    engine: Literal["book_keeping", "vmap", "hooks"] = "book_keeping"  # how gradients are clipped; changes the result by rounding only
+    # of forward and backward; gradients are summed in float32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # how gradients are clipped; changes the result by rounding only
+    engine: Literal["book_keeping", "vmap", "hooks"] = "book_keeping"
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What ran. `batch_sizes` are private coins' outcomes and stay at the site; the rest is public."""
+    """What ran. `batch_sizes` are private coins' outcomes and stay at the site; the rest is
+    public."""
 
     steps: int
     sample_rate: float
@@ -52,7 +61,8 @@ class TrainReport:
 
 
 def planned_steps(config: DPConfig, n: int) -> tuple[int, float]:
-    """(steps, sample rate q) that `train_generator` will run on `n` units: q = min(1, logical_batch / n), steps = epochs / q."""
+    """(steps, sample rate q) that `train_generator` will run on `n` units: q = min(1, logical_batch
+    / n), steps = epochs / q."""
     if n < 1:
         raise ValueError(f"found {n} private texts; DP-SGD needs at least 1")
     rate = min(1.0, config.logical_batch / n)
@@ -60,7 +70,8 @@ def planned_steps(config: DPConfig, n: int) -> tuple[int, float]:
 
 
 def prepare_generator(model: Any, config: DPConfig, seed: int = 0) -> Any:
-    """`model` with what `config.method` trains made trainable: new LoRA adapters (from the public `seed`), or every weight."""
+    """`model` with what `config.method` trains made trainable: new LoRA adapters (from the public
+    `seed`), or every weight."""
     if config.method == "lora":
         targets = config.targets if isinstance(config.targets, str) else list(config.targets)
         return attach_lora(model, config.rank, config.alpha, targets=targets, seed=seed)
@@ -75,12 +86,14 @@ ENGINES: dict[str, Callable[[Any, bool], AbstractContextManager[Engine]]] = {
 
 
 def poisson_batch(n: int, rate: float, randomness: NoiseSource) -> list[int]:
-    """Unit numbers of one step's batch: every unit is in it with probability `rate`, independently of all else; it may be empty."""
+    """Unit numbers of one step's batch: every unit is in it with probability `rate`, independently
+    of all else; it may be empty."""
     return np.flatnonzero(randomness.uniform(n) < rate).tolist()
 
 
 def rows_of_units(owners: Sequence[int]) -> list[list[int]]:
-    """The row numbers of each unit, units in order of their first row; `owners[i]` is row i's unit."""
+    """The row numbers of each unit, units in order of their first row; `owners[i]` is row i's
+    unit."""
     units: dict[int, list[int]] = {}
     for row, owner in enumerate(owners):
         units.setdefault(owner, []).append(row)
@@ -89,7 +102,11 @@ def rows_of_units(owners: Sequence[int]) -> list[list[int]]:
 
 def some_rows(rows: list[int], most: int, randomness: NoiseSource) -> list[int]:
     """At most `most` of a unit's rows, drawn anew for every step."""
-    return rows if len(rows) <= most else [rows[i] for i in np.argsort(randomness.uniform(len(rows)))[:most]]
+    return (
+        rows
+        if len(rows) <= most
+        else [rows[i] for i in np.argsort(randomness.uniform(len(rows)))[:most]]
+    )
 
 
 def train_generator(
@@ -105,44 +122,68 @@ def train_generator(
     watch: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
     engine: Callable[[Any, bool], AbstractContextManager[Engine]] | None = None,
 ) -> TrainReport:
-    """Trains the trainable parameters of `model` in place (see `prepare_generator`) on controls[i] + texts[i] + EOS.
+    """Trains the trainable parameters of `model` in place (see `prepare_generator`) on controls[i]
+    + texts[i] + EOS.
 
-    Each step: a Poisson batch; the gradient of each row's own mean token loss, clipped to C; their sum plus N(0, (sigma C)^2) on every
-    coordinate; divided by the EXPECTED batch size q n; AdamW with a constant learning rate, no weight decay, no dropout [O]. An empty
-    batch is a step of noise alone. `noise_multiplier` (sigma) 0 is epsilon = infinity, with the clipping kept. Two trainings are
-    neighbours when one has one text more; the guarantee is the accountant's for (sigma, q, steps) as `planned_steps` states them.
-    With `owners` (text i belongs to user owners[i]) users stand where texts stood: users are drawn, what is clipped is the mean gradient
-    of some of a user's texts (Charles et al. 2024, arXiv 2407.07737, user-level sampling), n counts users, neighbours differ in a user.
-    `randomness` gives coins and noise: `SecureNoise()` at a site. `watch(step, gradients)` sees what the mechanism shows in each step, the
-    noisy gradients, before the weights change, and `engine` replaces the configured one: for audits (lm/attacks/one_run_audit.py).
-    Losses are neither kept nor reported, they are private.
-    Raises ValueError for lists of different lengths, no trainable parameters, or a negative or non-finite noise multiplier.
+    Each step: a Poisson batch; the gradient of each row's own mean token loss, clipped to C; their
+    sum plus N(0, (sigma C)^2) on every coordinate; divided by the EXPECTED batch size q n; AdamW
+    with a constant learning rate, no weight decay, no dropout [O]. An empty batch is a step of
+    noise alone. `noise_multiplier` (sigma) 0 is epsilon = infinity, with the clipping kept. Two
+    trainings are neighbours when one has one text more; the guarantee is the accountant's for
+    (sigma, q, steps) as `planned_steps` states them. With `owners` (text i belongs to user
+    owners[i]) users stand where texts stood: users are drawn, what is clipped is the mean gradient
+    of some of a user's texts (Charles et al. 2024, arXiv 2407.07737, user-level sampling), n counts
+    users, neighbours differ in a user. `randomness` gives coins and noise: `SecureNoise()` at a
+    site. `watch(step, gradients)` sees what the mechanism shows in each step, the noisy gradients,
+    before the weights change, and `engine` replaces the configured one: for audits
+    (lm/attacks/one_run_audit.py). Losses are neither kept nor reported, they are private. Raises
+    ValueError for lists of different lengths, no trainable parameters, or a negative or non-finite
+    noise multiplier.
     """
     units = rows_of_units(range(len(texts)) if owners is None else owners)
     if sum(map(len, units)) != len(texts):
-        raise ValueError(f"found {sum(map(len, units))} owners for {len(texts)} texts; one each is needed")
+        raise ValueError(
+            f"found {sum(map(len, units))} owners for {len(texts)} texts; one each is needed"
+        )
     if len(controls) != len(texts):
-        raise ValueError(f"found {len(controls)} control codes for {len(texts)} texts; one each is needed")
+        raise ValueError(
+            f"found {len(controls)} control codes for {len(texts)} texts; one each is needed"
+        )
     if not (np.isfinite(noise_multiplier) and noise_multiplier >= 0):
-        raise ValueError(f"noise_multiplier: found {noise_multiplier}; allowed: a finite number of 0 or more")
+        raise ValueError(
+            f"noise_multiplier: found {noise_multiplier}; allowed: a finite number of 0 or more"
+        )
     parameters = trainable(model)
     if not parameters:
         raise ValueError("the model has no trainable parameters; call prepare_generator first")
     began = time.monotonic()
     steps, rate = planned_steps(config, len(units))
-    rows = [encode_document(tokenizer, c, t, config.max_tokens) for c, t in zip(controls, texts, strict=True)]
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    rows = [
+        encode_document(tokenizer, c, t, config.max_tokens)
+        for c, t in zip(controls, texts, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True
+    )
     engine, multiple = engine or ENGINES[config.engine], width_multiple(model)
     sizes = []
     with engine(model, use_bf16(config.precision)) as add:
         for step in range(steps):
-            chosen = [some_rows(units[i], config.records_per_user, randomness) for i in poisson_batch(len(units), rate, randomness)]
+            chosen = [
+                some_rows(units[i], config.records_per_user, randomness)
+                for i in poisson_batch(len(units), rate, randomness)
+            ]
             total = ClippedSum(parameters, config.clip)
             sizes_in_memory = [len(unit) * max(len(rows[i].ids) for i in unit) for unit in chosen]
             at_once = max(1, config.micro_batch // max(map(len, chosen), default=1))
             for micro in by_length(sizes_in_memory, at_once):
                 batch = [[rows[i] for i in chosen[place]] for place in micro]
-                add(unit_batch(batch, tokenizer.pad_token_id, not config.mask_control_code, multiple), total)
+                add(
+                    unit_batch(
+                        batch, tokenizer.pad_token_id, not config.mask_control_code, multiple
+                    ),
+                    total,
+                )
             set_noisy_gradients(parameters, total, noise_multiplier, rate * len(units), randomness)
             if watch:
                 watch(step, {name: parameter.grad for name, parameter in parameters.items()})
@@ -155,9 +196,14 @@ def train_generator(
 
 
 def set_noisy_gradients(
-    parameters: dict[str, torch.nn.Parameter], total: ClippedSum, sigma: float, expected: float, randomness: NoiseSource
+    parameters: dict[str, torch.nn.Parameter],
+    total: ClippedSum,
+    sigma: float,
+    expected: float,
+    randomness: NoiseSource,
 ) -> None:
-    """Makes the clipped sum (clipped sum + sigma * C * N(0, I)) / expected, in place, and every parameter's `.grad`."""
+    """Makes the clipped sum (clipped sum + sigma * C * N(0, I)) / expected, in place, and every
+    parameter's `.grad`."""
     for name, parameter in parameters.items():
         gradient = total.sums[name]
         if sigma > 0:

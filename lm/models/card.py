@@ -1,4 +1,5 @@
-"""Model cards: a README.md in a model's folder that says what it is, what it saw, what protects that, and how to load it."""
+"""Model cards: a README.md in a model's folder that says what it is, what it saw, what protects
+that, and how to load it."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ _METRICS = "## Metrics\n"
 class Card:
     """What a card says. Nothing here may be private text: `data` describes, it does not quote.
 
-    `kind`: a transformers pipeline, "text-classification" or "text-generation". `adapter`: the folder holds a PEFT adapter of `base`,
-    not a whole model. `privacy`: sentences. `notes`: sentences that a reader must not miss (a stand-in, an upper bound).
+    `kind`: a transformers pipeline, "text-classification" or "text-generation". `adapter`: the
+    folder holds a PEFT adapter of `base`, not a whole model. `privacy`: sentences. `notes`:
+    sentences that a reader must not miss (a stand-in, an upper bound).
     """
 
     title: str
@@ -38,11 +40,17 @@ def guarantee(epsilon: float, delta: float, unit: str = "record") -> str:
     """One sentence on (epsilon, delta)."""
     if math.isinf(epsilon):
         return "There is no formal privacy guarantee (epsilon is infinite)."
-    return f"({epsilon:.4g}, {delta:.2g})-differentially private with respect to adding or removing one {unit}."
+    return (
+        f"({epsilon:.4g}, {delta:.2g})-differentially private with respect to adding or removing"
+        f" one {unit}."
+    )
 
 
-def write_card(folder: str | Path, card: Card, metrics: Mapping[str, tuple[float, int]] | None = None) -> Path:
-    """Write `folder`/README.md, replacing one that is there. `metrics`: name to (value, number of rows behind it)."""
+def write_card(
+    folder: str | Path, card: Card, metrics: Mapping[str, tuple[float, int]] | None = None
+) -> Path:
+    """Write `folder`/README.md, replacing one that is there. `metrics`: name to (value, number of
+    rows behind it)."""
     front = {
         "license": "unknown",
         "base_model": card.base,
@@ -51,21 +59,50 @@ def write_card(folder: str | Path, card: Card, metrics: Mapping[str, tuple[float
         "tags": ["fedduet"],
     }
     lines = [f"# {card.title}", "", *(f"> {note}\n" for note in card.notes)]
-    lines += ["The licence is unknown: that of the base model and of the data holds, and nobody has checked either for this folder.", ""]
-    lines += ["## Training data", "", card.data, "", "## Privacy", "", *(f"- {sentence}" for sentence in card.privacy), ""]
+    lines += [
+        (
+            "The licence is unknown: that of the base model and of the data holds, and nobody has"
+            " checked either for this folder."
+        ),
+        "",
+    ]
+    lines += [
+        "## Training data",
+        "",
+        card.data,
+        "",
+        "## Privacy",
+        "",
+        *(f"- {sentence}" for sentence in card.privacy),
+        "",
+    ]
     lines += [_METRICS, *_metric_lines(metrics or {}), ""]
     if card.settings:
-        lines += ["## Settings", "", *(f"- {name}: {value}" for name, value in card.settings.items()), ""]
+        lines += [
+            "## Settings",
+            "",
+            *(f"- {name}: {value}" for name, value in card.settings.items()),
+            "",
+        ]
     if card.labels:
-        lines += ["## Labels", "", *(f"- `LABEL_{number}`: {wording}" for number, wording in enumerate(card.labels)), ""]
+        lines += [
+            "## Labels",
+            "",
+            *(f"- `LABEL_{number}`: {wording}" for number, wording in enumerate(card.labels)),
+            "",
+        ]
     lines += ["## Load it", "", "```python", *_code(card), "```", ""]
     file = Path(folder) / CARD
-    file.write_text(_FRONT + yaml.safe_dump(front, sort_keys=False) + _FRONT + "\n" + "\n".join(lines), encoding="utf-8")
+    file.write_text(
+        _FRONT + yaml.safe_dump(front, sort_keys=False) + _FRONT + "\n" + "\n".join(lines),
+        encoding="utf-8",
+    )
     return file
 
 
 def add_metric(folder: str | Path, name: str, value: float, rows: int) -> None:
-    """Put a measurement into the card of `folder`, in place of an older one of that name; nothing where there is no card."""
+    """Put a measurement into the card of `folder`, in place of an older one of that name; nothing
+    where there is no card."""
     file = Path(folder) / CARD
     if not file.is_file():
         return
@@ -73,23 +110,41 @@ def add_metric(folder: str | Path, name: str, value: float, rows: int) -> None:
     if not heading:
         return
     old, mark, rest = after.partition("\n## ")
-    kept = [line for line in old.splitlines() if line.startswith("- ") and not line.startswith(f"- {name}: ")]
+    kept = [
+        line
+        for line in old.splitlines()
+        if line.startswith("- ") and not line.startswith(f"- {name}: ")
+    ]
     lines = [*kept, *_metric_lines({name: (value, rows)})]
-    file.write_text(before + heading + "\n" + "\n".join(lines) + "\n" + mark + rest, encoding="utf-8")
+    file.write_text(
+        before + heading + "\n" + "\n".join(lines) + "\n" + mark + rest, encoding="utf-8"
+    )
 
 
 def _metric_lines(metrics: Mapping[str, tuple[float, int]]) -> list[str]:
     if not metrics:
         return ["", "Not measured."]
-    return [f"- {name}: {value:.4f}" + (f" ({rows} rows)" if rows else "") for name, (value, rows) in metrics.items()]
+    return [
+        f"- {name}: {value:.4f}" + (f" ({rows} rows)" if rows else "")
+        for name, (value, rows) in metrics.items()
+    ]
 
 
 def _code(card: Card) -> list[str]:
     """Three lines, run from within the folder (or with its path instead of the dot)."""
     if not card.adapter:
-        return ["from transformers import pipeline", f'model = pipeline("{card.kind}", model=".")', 'print(model("a text"))']
+        return [
+            "from transformers import pipeline",
+            f'model = pipeline("{card.kind}", model=".")',
+            'print(model("a text"))',
+        ]
     return [
         "from peft import PeftConfig, PeftModel",
         "from transformers import AutoModelForCausalLM as Base",
-        'model = PeftModel.from_pretrained(Base.from_pretrained(PeftConfig.from_pretrained(".").base_model_name_or_path), ".")',
+        (
+            "model ="
+            ' PeftModel.from_pretrained(Base.from_pretrained(PeftConfig.from_pretrained(".")'
+            ".base_model_name_or_path),"
+            ' ".")'
+        ),
     ]

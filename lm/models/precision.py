@@ -1,4 +1,5 @@
-"""Decides where bf16 products pay: on processors and accelerators that have instructions for them."""
+"""Decides where bf16 products pay: on processors and accelerators that have instructions for
+them."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import torch
 
 
 def has_fast_bf16(device: str = "cpu") -> bool:
-    """Whether this machine multiplies bf16 in hardware (AVX-512 BF16 or AMX; any recent CUDA device)."""
+    """Whether this machine multiplies bf16 in hardware (AVX-512 BF16 or AMX; any recent CUDA
+    device)."""
     if str(device).startswith("cuda"):
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def use_bf16(precision: str, device: str = "cpu") -> bool:
-    """Whether `precision` ("auto", "fp32", "bf16") means bf16 here; "auto" does where it is fast."""
+    """Whether `precision` ("auto", "fp32", "bf16") means bf16 here; "auto" does where it is
+    fast."""
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))

@@ -17,24 +17,33 @@ WEIGHTS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 WHOLE_NUMBERS = ("vocab_size", "block", "batch", "tokens", "held_out", "seed")
 WHOLE_NUMBERS += ("contrast_batch", "contrast_tokens", "contrast_steps", "contrast_documents")
 NUMBERS = ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip", "minutes")
-NUMBERS += ("checkpoint_minutes", "evaluate_minutes", "contrast", "final_contrast", "contrast_alone", "contrast_temperature")
+NUMBERS += (
+    "checkpoint_minutes",
+    "evaluate_minutes",
+    "contrast",
+    "final_contrast",
+    "contrast_alone",
+    "contrast_temperature",
+)
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """What to train, on what, for how long. All numbers' defaults are our choice.
 
-    `start`: a plain Hugging Face folder with weights, a config.json (or its folder), or a size of `PRESETS`.
-    Text is `documents` (plain strings) or `sources` read below `root`, less `forbidden` texts.
-    The budget is `minutes` of wall time, `tokens`, or both (the first to be used up ends training). With `tokens` alone
-    the run is a function of the seed. The learning rate rises over the first `warmup` of the budget, then follows a
-    cosine to `final_learning_rate` times the peak. `held_out` documents (at most a tenth of all) measure the loss.
-    With `contrast` above 0 (its weight), `contrast_steps` steps on the label contrast follow every step on packed text:
-    each on `contrast_batch` documents of sources that declare alternatives, cut to about `contrast_tokens` tokens; the
-    summed log-likelihoods are divided by `contrast_temperature`. During the part `contrast_alone` of the budget a
-    document is contrasted alone; then after up to `contrast_documents` - 1 others whose headers differ in the label alone, while
-    the weight falls to `final_contrast` times itself (with several documents from the start, following a label is learned late).
-    `command` is only printed in the card.
+    `start`: a plain Hugging Face folder with weights, a config.json (or its folder), or a size of
+    `PRESETS`. Text is `documents` (plain strings) or `sources` read below `root`, less `forbidden`
+    texts. The budget is `minutes` of wall time, `tokens`, or both (the first to be used up ends
+    training). With `tokens` alone the run is a function of the seed. The learning rate rises over
+    the first `warmup` of the budget, then follows a cosine to `final_learning_rate` times the peak.
+    `held_out` documents (at most a tenth of all) measure the loss. With `contrast` above 0 (its
+    weight), `contrast_steps` steps on the label contrast follow every step on packed text:
+    each on `contrast_batch` documents of sources that declare alternatives, cut to about
+    `contrast_tokens` tokens; the summed log-likelihoods are divided by `contrast_temperature`.
+    During the part `contrast_alone` of the budget a document is contrasted alone; then after up to
+    `contrast_documents` - 1 others whose headers differ in the label alone, while the weight falls
+    to `final_contrast` times itself (with several documents from the start, following a label is
+    learned late). `command` is only printed in the card.
     """
 
     out: Path
@@ -83,22 +92,42 @@ class PretrainConfig:
         if bool(self.documents) == bool(self.sources):
             raise ValueError("pretrain: give either documents or sources, and not both")
         if not self.minutes and not self.tokens:
-            raise ValueError("pretrain: minutes and tokens are both missing, one of them must be above 0")
+            raise ValueError(
+                "pretrain: minutes and tokens are both missing, one of them must be above 0"
+            )
         if self.precision not in PRECISIONS:
-            raise ValueError(f"pretrain: precision is {self.precision!r}, allowed are {', '.join(PRECISIONS)}")
+            raise ValueError(
+                f"pretrain: precision is {self.precision!r}, allowed are {', '.join(PRECISIONS)}"
+            )
         if self.weights not in WEIGHTS:
-            raise ValueError(f"pretrain: weights is {self.weights!r}, allowed are {', '.join(WEIGHTS)}")
+            raise ValueError(
+                f"pretrain: weights is {self.weights!r}, allowed are {', '.join(WEIGHTS)}"
+            )
         if self.block < 8 or self.batch < 1:
-            raise ValueError(f"pretrain: block is {self.block} and batch {self.batch}, allowed are >= 8 and >= 1")
+            raise ValueError(
+                f"pretrain: block is {self.block} and batch {self.batch}, allowed are >= 8 and >= 1"
+            )
         if self.contrast and not any(source.contrast for source in self.sources):
-            raise ValueError(f"pretrain: contrast is {self.contrast}, and no source declares its alternatives")
+            raise ValueError(
+                f"pretrain: contrast is {self.contrast}, and no source declares its alternatives"
+            )
         if len({len(values) for source in self.sources for values in source.contrast.values()}) > 1:
-            raise ValueError("pretrain: all sources with alternatives must have the same number of them")
-        for name in ("contrast_batch", "contrast_tokens", "contrast_documents", "contrast_temperature"):
+            raise ValueError(
+                "pretrain: all sources with alternatives must have the same number of them"
+            )
+        for name in (
+            "contrast_batch",
+            "contrast_tokens",
+            "contrast_documents",
+            "contrast_temperature",
+        ):
             if not getattr(self, name):
                 raise ValueError(f"pretrain: {name} is 0, allowed is above 0")
         if self.contrast_alone > 1:
-            raise ValueError(f"pretrain: contrast_alone is {self.contrast_alone}, allowed is 0 to 1, a part of the budget")
+            raise ValueError(
+                f"pretrain: contrast_alone is {self.contrast_alone}, allowed is 0 to 1, a part of"
+                " the budget"
+            )
         if self.documents and self.probe:
             raise ValueError("pretrain: a probe needs sources, plain documents have no columns")
 
@@ -111,7 +140,8 @@ def budget_fraction(config: PretrainConfig, position: Position) -> float:
 
 
 def learning_rate(config: PretrainConfig, fraction: float) -> float:
-    """Linear warm-up, then a cosine from the peak to `final_learning_rate` times the peak, over the used budget."""
+    """Linear warm-up, then a cosine from the peak to `final_learning_rate` times the peak, over the
+    used budget."""
     if fraction < config.warmup:
         return config.learning_rate * max(fraction / config.warmup, 0.01)
     part = (fraction - config.warmup) / (1 - config.warmup)
@@ -120,14 +150,31 @@ def learning_rate(config: PretrainConfig, fraction: float) -> float:
 
 
 def contrast_weight(config: PretrainConfig, fraction: float) -> float:
-    """`contrast`, and from `contrast_alone` of the budget on falling to `final_contrast` times that, fast at first (quadratic)."""
-    left = 1.0 if fraction < config.contrast_alone else (1 - fraction) / (1 - config.contrast_alone or 1)
+    """`contrast`, and from `contrast_alone` of the budget on falling to `final_contrast` times
+    that, fast at first (quadratic)."""
+    left = (
+        1.0
+        if fraction < config.contrast_alone
+        else (1 - fraction) / (1 - config.contrast_alone or 1)
+    )
     return config.contrast * (config.final_contrast + (1 - config.final_contrast) * left**2)
 
 
 def fingerprint(config: PretrainConfig, documents: Sequence[Document]) -> str:
-    """Identifies what a checkpoint belongs to: the text and all settings but budget, paths of output and cadence."""
-    free = ("out", "documents", "sources", "forbidden", "root", "minutes", "tokens", "device", "precision", "probe")
+    """Identifies what a checkpoint belongs to: the text and all settings but budget, paths of
+    output and cadence."""
+    free = (
+        "out",
+        "documents",
+        "sources",
+        "forbidden",
+        "root",
+        "minutes",
+        "tokens",
+        "device",
+        "precision",
+        "probe",
+    )
     free += ("checkpoint_minutes", "evaluate_minutes", "weights", "command")
     settings = {name: value for name, value in asdict(config).items() if name not in free}
     if not config.contrast:

@@ -1,9 +1,11 @@
-"""Label contrast in pre-training: a text shall be likelier under its own label's header than under the others'.
+"""Label contrast in pre-training: a text shall be likelier under its own label's header than under
+the others'.
 
-Class-conditional language modelling as in GeDi (Krause et al. 2020, arXiv:2009.06367), with Bayes' rule on summed
-log-likelihoods, p(y | x) = softmax over y of sum_t log p(x_t | before, header(y), x_<t), under equal priors [O] (GeDi
-divides the sums by the text's length and learns the priors). [O] `before` is no, one or more other labelled documents of the
-same kind, as in a few-shot prompt, so that a model learns to hold a label against the labels shown before it.
+Class-conditional language modelling as in GeDi (Krause et al. 2020, arXiv:2009.06367), with Bayes'
+rule on summed log-likelihoods, p(y | x) = softmax over y of sum_t log p(x_t | before, header(y),
+x_<t), under equal priors [O] (GeDi divides the sums by the text's length and learns the priors).
+[O] `before` is no, one or more other labelled documents of the same kind, as in a few-shot prompt,
+so that a model learns to hold a label against the labels shown before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,14 +17,16 @@ from fedduet.lm.pretraining.corpus import Document, cut_to_words
 from fedduet.lm.pretraining.probe import Probe, ProbeItem, probe_item
 from torch.nn import functional
 
-SORTED_BATCHES = 16  # [O] this many batches are sorted by length together, so that few pads are computed
+# [O] this many batches are sorted by length together, so that few pads are computed
+SORTED_BATCHES = 16
 GAP = "\n\n"  # between two documents, as in few-shot prompts
 HIDDEN = -1e9  # added to the attention scores of tokens that must not be seen
 
 
 @dataclass(frozen=True)
 class ContrastLoss:
-    """Of a batch: mean loss per text token under the true header (nats), cross-entropy of the labels (nats), tokens.
+    """Of a batch: mean loss per text token under the true header (nats), cross-entropy of the
+    labels (nats), tokens.
 
     `tokens` counts the text's tokens once for every label.
     """
@@ -33,7 +37,8 @@ class ContrastLoss:
 
 
 def contrast_items(documents: Sequence[Document], tokenizer, tokens: int) -> tuple[ProbeItem, ...]:
-    """Documents of sources with `contrast`, worded with every label, cut to at most about `tokens` tokens of text.
+    """Documents of sources with `contrast`, worded with every label, cut to at most about `tokens`
+    tokens of text.
 
     Documents whose label is none of the alternatives are left out.
     """
@@ -43,7 +48,9 @@ def contrast_items(documents: Sequence[Document], tokenizer, tokens: int) -> tup
     for start in range(0, len(chosen), 2000):
         part = chosen[start : start + 2000]
         texts = [document.row[document.source.text] for document in part]
-        encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         for document, text, offsets in zip(part, texts, encoded["offset_mapping"], strict=True):
             if len(offsets) > tokens:
                 whole = text[: offsets[tokens - 1][1]].rsplit(" ", 1)[0]
@@ -59,11 +66,15 @@ def _probe(source) -> Probe:
     return Probe(column, templates, text=source.text)
 
 
-def contrast_batches(items: Sequence[ProbeItem], batch: int, seed: int, epoch: int, longest: int = 1) -> list[list[tuple[int, ...]]]:
-    """One epoch: batches of chains of indices of items, every item once, in an order of (seed, epoch) only.
+def contrast_batches(
+    items: Sequence[ProbeItem], batch: int, seed: int, epoch: int, longest: int = 1
+) -> list[list[tuple[int, ...]]]:
+    """One epoch: batches of chains of indices of items, every item once, in an order of (seed,
+    epoch) only.
 
-    A chain has 1 to `longest` items, each number as likely, whose headers differ in the label alone (so they are of one domain
-    where the header names it). A batch has chains of like length, with at most `batch` items in all (or one chain).
+    A chain has 1 to `longest` items, each number as likely, whose headers differ in the label alone
+    (so they are of one domain where the header names it). A batch has chains of like length, with
+    at most `batch` items in all (or one chain).
     """
     random = np.random.default_rng([seed, 2, epoch])
     chains = list(_chains(items, longest, random))
@@ -80,7 +91,9 @@ def contrast_batches(items: Sequence[ProbeItem], batch: int, seed: int, epoch: i
     return [batches[index] for index in random.permutation(len(batches))]
 
 
-def _chains(items: Sequence[ProbeItem], longest: int, random: np.random.Generator) -> Iterator[tuple[int, ...]]:
+def _chains(
+    items: Sequence[ProbeItem], longest: int, random: np.random.Generator
+) -> Iterator[tuple[int, ...]]:
     alike: dict[tuple[str, ...], list[int]] = {}
     for index in random.permutation(len(items)):
         headers = tuple(text[:header] for text, header in items[index].worded)
@@ -93,13 +106,19 @@ def _chains(items: Sequence[ProbeItem], longest: int, random: np.random.Generato
             start = end
 
 
-def contrast_loss(model, tokenizer, chains: Sequence[Sequence[ProbeItem]], temperature: float, max_length: int) -> ContrastLoss:
-    """Both losses of one batch: every document under each label, after the documents before it in its chain under their own.
+def contrast_loss(
+    model, tokenizer, chains: Sequence[Sequence[ProbeItem]], temperature: float, max_length: int
+) -> ContrastLoss:
+    """Both losses of one batch: every document under each label, after the documents before it in
+    its chain under their own.
 
-    One forward pass with a row for each chain. All items have the same number of labels. The labels' logits are the summed
-    log-likelihoods over `temperature`. What lies beyond `max_length` tokens of a chain is left out.
+    One forward pass with a row for each chain. All items have the same number of labels. The
+    labels' logits are the summed log-likelihoods over `temperature`. What lies beyond `max_length`
+    tokens of a chain is left out.
     """
-    sums, counts = tree_scores(model, tokenizer, [list(_wordings(chain)) for chain in chains], max_length)
+    sums, counts = tree_scores(
+        model, tokenizer, [list(_wordings(chain)) for chain in chains], max_length
+    )
     items = [item for chain in chains for item in chain]
     sums, counts = sums.view(len(items), -1), counts.view(len(items), -1)
     answers = torch.tensor([item.answer for item in items], device=sums.device)
@@ -107,22 +126,28 @@ def contrast_loss(model, tokenizer, chains: Sequence[Sequence[ProbeItem]], tempe
     sums, counts, answers = sums[there], counts[there], answers[there]
     own = answers[:, None]
     text = -sums.gather(1, own).sum() / counts.gather(1, own).sum()
-    return ContrastLoss(text, functional.cross_entropy(sums / temperature, answers), int(counts.sum()))
+    return ContrastLoss(
+        text, functional.cross_entropy(sums / temperature, answers), int(counts.sum())
+    )
 
 
 def _wordings(chain: Sequence[ProbeItem]) -> Iterator[tuple[str, int]]:
-    """(whole text, length in characters of all that is not scored) of every document under every label."""
+    """(whole text, length in characters of all that is not scored) of every document under every
+    label."""
     before = ""
     for item in chain:
         yield from ((before + text, len(before) + header) for text, header in item.worded)
         before += item.worded[item.answer][0] + GAP
 
 
-def tree_scores(model, tokenizer, groups: Sequence[Sequence[tuple[str, int]]], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fedduet.lm.pretraining.probe.text_scores` of all groups' texts in order, where the texts of a group begin alike.
+def tree_scores(
+    model, tokenizer, groups: Sequence[Sequence[tuple[str, int]]], max_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`fedduet.lm.pretraining.probe.text_scores` of all groups' texts in order, where the texts of
+    a group begin alike.
 
-    A group is one row: a tree of its texts' tokens, in which what several begin with stands once. A token sees those on its
-    way from the root and has its place in the text as position.
+    A group is one row: a tree of its texts' tokens, in which what several begin with stands once. A
+    token sees those on its way from the root and has its place in the text as position.
     """
     trees = [_tree(tokenizer, group, max_length) for group in groups]
     longest = max(len(tree.ids) for tree in trees)
@@ -135,9 +160,14 @@ def tree_scores(model, tokenizer, groups: Sequence[Sequence[tuple[str, int]]], m
         size = len(tree.ids)
         ids[row, :size], places[row, :size] = torch.tensor(tree.ids), torch.tensor(tree.places)
         mask[row, 0, :size, :size].masked_fill_(torch.from_numpy(tree.seen), 0.0)
-        scored += [(row, tree.parents[node], tree.ids[node], first + number) for number, node in tree.scored]
+        scored += [
+            (row, tree.parents[node], tree.ids[node], first + number)
+            for number, node in tree.scored
+        ]
         first += len(group)
-    rows, parents, targets, numbers = torch.tensor(scored, device=model.device).view(-1, 4).unbind(1)
+    rows, parents, targets, numbers = (
+        torch.tensor(scored, device=model.device).view(-1, 4).unbind(1)
+    )
     given = {"position_ids": places.to(model.device), "attention_mask": mask.to(model.device)}
     logits = model(input_ids=ids.to(model.device), use_cache=False, **given).logits
     found = functional.cross_entropy(logits[rows, parents].float(), targets, reduction="none")
@@ -147,7 +177,8 @@ def tree_scores(model, tokenizer, groups: Sequence[Sequence[tuple[str, int]]], m
 
 @dataclass(frozen=True)
 class _Tree:
-    """Of each token: id, parent (-1: none), place in its text, which others it sees. `scored`: (number of the text, token)."""
+    """Of each token: id, parent (-1: none), place in its text, which others it sees. `scored`:
+    (number of the text, token)."""
 
     ids: list[int]
     parents: list[int]
@@ -158,14 +189,20 @@ class _Tree:
 
 def _tree(tokenizer, group: Sequence[tuple[str, int]], max_length: int) -> _Tree:
     encoded = tokenizer(
-        [text for text, _ in group], add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=max_length
+        [text for text, _ in group],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        truncation=True,
+        max_length=max_length,
     )
     ids: list[int] = []
     parents: list[int] = []
     places: list[int] = []
     scored: list[tuple[int, int]] = []
     children: dict[tuple[int, int], int] = {}
-    for number, ((_, header), tokens, offsets) in enumerate(zip(group, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+    for number, ((_, header), tokens, offsets) in enumerate(
+        zip(group, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ):
         node = -1
         for place, (token, (_, end)) in enumerate(zip(tokens, offsets, strict=True)):
             parent, node = node, children.setdefault((node, token), len(ids))

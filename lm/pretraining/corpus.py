@@ -1,4 +1,5 @@
-"""Documents for pre-training: rows of text files, filtered, worded by a template, no forbidden or repeated text."""
+"""Documents for pre-training: rows of text files, filtered, worded by a template, no forbidden or
+repeated text."""
 
 import csv
 import gzip
@@ -16,13 +17,15 @@ STYLES = ("as_is", "tokenized")
 class Source:
     """One text file and how its rows become documents.
 
-    `path` is relative to the root the corpus is read with. A row is kept when every column of `keep` holds one of the
-    listed values and no column of `exclude` does (values as they stand in the file). Then `set` overwrites columns,
-    `map` renames values (a value that `map` does not list is an error), and `template` words the row.
-    `text` names the column that carries the free text: it is restyled (`style`), cut to `max_words` white-space words
-    (0: never), and compared with other rows. A document counts `repeat` times in one epoch of training.
-    Only documents of sources with `held_out` true may be drawn into the held-out part. `contrast` names one column of
-    the template and all its values as worded (column -> values): the alternatives for the label contrast.
+    `path` is relative to the root the corpus is read with. A row is kept when every column of
+    `keep` holds one of the listed values and no column of `exclude` does (values as they stand in
+    the file). Then `set` overwrites columns, `map` renames values (a value that `map` does not list
+    is an error), and `template` words the row. `text` names the column that carries the free text:
+    it is restyled (`style`), cut to `max_words` white-space words (0: never), and compared with
+    other rows. A document counts `repeat` times in one epoch of training. Only documents of sources
+    with `held_out` true may be drawn into the held-out part. `contrast` names one column of the
+    template and all its values as worded (column -> values): the alternatives for the label
+    contrast.
     """
 
     path: str
@@ -40,21 +43,27 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
-            raise ValueError(f"{self.path}: style is {self.style!r}, allowed are {', '.join(STYLES)}")
+            raise ValueError(
+                f"{self.path}: style is {self.style!r}, allowed are {', '.join(STYLES)}"
+            )
         if self.repeat < 1 or self.max_words < 0:
-            raise ValueError(f"{self.path}: repeat is {self.repeat} and max_words {self.max_words}, allowed are >= 1, >= 0")
+            raise ValueError(
+                f"{self.path}: repeat is {self.repeat} and max_words {self.max_words}, allowed are"
+                " >= 1, >= 0"
+            )
         for column, values in self.contrast.items():
             header = self.template.partition("{" + self.text + "}")[0]
             if len(self.contrast) > 1 or len(set(values)) < 2 or "{" + column + "}" not in header:
                 raise ValueError(
-                    f"{self.path}: contrast is {dict(self.contrast)!r}, allowed is one column that stands in the "
-                    f"template before {{{self.text}}}, with at least 2 values"
+                    f"{self.path}: contrast is {dict(self.contrast)!r}, allowed is one column that"
+                    f" stands in the template before {{{self.text}}}, with at least 2 values"
                 )
 
 
 @dataclass(frozen=True)
 class Document:
-    """One training text, how often it counts in an epoch, the row it was made from (as worded), its source."""
+    """One training text, how often it counts in an epoch, the row it was made from (as worded), its
+    source."""
 
     text: str
     repeat: int = 1
@@ -65,7 +74,8 @@ class Document:
 
 @dataclass(frozen=True)
 class SourceCount:
-    """What one source gave: rows read, rows its filters refused, forbidden rows, repeated or empty rows, documents."""
+    """What one source gave: rows read, rows its filters refused, forbidden rows, repeated or empty
+    rows, documents."""
 
     path: str
     rows: int
@@ -83,28 +93,36 @@ class Corpus:
 
 
 def source_from_mapping(entry: Mapping, where: str) -> Source:
-    """A `Source` from a YAML mapping; single values stand for lists of one; unknown keys are refused by name."""
+    """A `Source` from a YAML mapping; single values stand for lists of one; unknown keys are
+    refused by name."""
     allowed = {item.name for item in fields(Source)}
     unknown = sorted(set(entry) - allowed)
     if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}, allowed are {', '.join(sorted(allowed))}")
+        raise ValueError(
+            f"{where}: unknown key {unknown[0]!r}, allowed are {', '.join(sorted(allowed))}"
+        )
     if "path" not in entry:
         raise ValueError(f"{where}: the key 'path' is missing")
     values = dict(entry)
     for key in ("keep", "exclude", "contrast"):
         columns = values.get(key, {})
-        values[key] = {c: tuple(str(v) for v in (vs if isinstance(vs, list | tuple) else [vs])) for c, vs in columns.items()}
+        values[key] = {
+            c: tuple(str(v) for v in (vs if isinstance(vs, list | tuple) else [vs]))
+            for c, vs in columns.items()
+        }
     values["set"] = {column: str(value) for column, value in values.get("set", {}).items()}
-    values["map"] = {c: {str(old): str(new) for old, new in m.items()} for c, m in values.get("map", {}).items()}
+    values["map"] = {
+        c: {str(old): str(new) for old, new in m.items()} for c, m in values.get("map", {}).items()
+    }
     return Source(**values)
 
 
 def source_from_text(spec: str) -> Source:
     r"""A `Source` from one `--data` argument: `key=value` pairs separated by commas, in any order.
 
-    Keys are those of `Source`; `map.COLUMN.OLD=NEW`, `set.COLUMN=VALUE`, `keep.COLUMN=A|B`, `exclude.COLUMN=A|B` and
-    `contrast.COLUMN=A|B` fill the mappings. `\n` in a value is a line break. A comma only separates where a key and
-    `=` follow, so templates may hold commas.
+    Keys are those of `Source`; `map.COLUMN.OLD=NEW`, `set.COLUMN=VALUE`, `keep.COLUMN=A|B`,
+    `exclude.COLUMN=A|B` and `contrast.COLUMN=A|B` fill the mappings. `\n` in a value is a line
+    break. A comma only separates where a key and `=` follow, so templates may hold commas.
     """
     names = "|".join(item.name for item in fields(Source))
     entry: dict = {}
@@ -121,7 +139,10 @@ def source_from_text(spec: str) -> Source:
         elif name in ("keep", "exclude", "contrast") and len(columns) == 1:
             entry.setdefault(name, {})[columns[0]] = value.split("|")
         elif columns or name in ("map", "set", "keep", "exclude", "contrast"):
-            raise ValueError(f"--data: the key {key!r} is not of the form map.COLUMN.OLD, set.COLUMN or keep.COLUMN")
+            raise ValueError(
+                f"--data: the key {key!r} is not of the form map.COLUMN.OLD, set.COLUMN or"
+                " keep.COLUMN"
+            )
         elif name in ("repeat", "max_words"):
             if not value.isdigit():
                 raise ValueError(f"--data: {name} is {value!r}, allowed is a whole number")
@@ -138,12 +159,15 @@ def source_from_text(spec: str) -> Source:
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
     """The rows of a csv, jsonl, txt (each also .gz) or parquet file, all values as text.
 
-    A txt file's rows have the one column `text`: paragraphs between blank lines, or lines when no line is blank.
+    A txt file's rows have the one column `text`: paragraphs between blank lines, or lines when no
+    line is blank.
     """
     plain = path.name.removesuffix(".gz")
     kind = plain.rsplit(".", 1)[-1]
     if kind not in FORMATS:
-        raise ValueError(f"{path}: the ending {kind!r} is not known, allowed are {', '.join(FORMATS)} (also .gz)")
+        raise ValueError(
+            f"{path}: the ending {kind!r} is not known, allowed are {', '.join(FORMATS)} (also .gz)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if kind == "parquet":
@@ -165,23 +189,32 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
                     try:
                         row = json.loads(line)
                     except json.JSONDecodeError as error:
-                        raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
+                        raise ValueError(
+                            f"{path}: line {number} is not JSON ({error.msg})"
+                        ) from None
                     if not isinstance(row, dict):
-                        raise ValueError(f"{path}: line {number} is a {type(row).__name__}, allowed is an object")
+                        raise ValueError(
+                            f"{path}: line {number} is a {type(row).__name__}, allowed is an object"
+                        )
                     yield {key: "" if value is None else str(value) for key, value in row.items()}
         else:
             whole = stream.read().replace("\r\n", "\n").strip()
             paragraphs = re.split(r"\n\s*\n", whole)
-            yield from ({"text": part.strip()} for part in (paragraphs if len(paragraphs) > 1 else whole.split("\n")))
+            yield from (
+                {"text": part.strip()}
+                for part in (paragraphs if len(paragraphs) > 1 else whole.split("\n"))
+            )
 
 
 def letters_and_digits(text: str) -> str:
-    """The form in which two texts are compared: lower case, only letters and digits (our choice)."""
+    """The form in which two texts are compared: lower case, only letters and digits (our
+    choice)."""
     return "".join(filter(str.isalnum, text.lower()))
 
 
 def tokenized_style(text: str) -> str:
-    """Lower case with spaces around punctuation and before clitics (n't, 's), like Treebank-tokenised review sets."""
+    """Lower case with spaces around punctuation and before clitics (n't, 's), like
+    Treebank-tokenised review sets."""
     text = text.lower()
     text = re.sub(r"\.{2,}", " ... ", text)
     text = re.sub(r"(?<=\w)n't\b", " n't", text)
@@ -193,7 +226,8 @@ def tokenized_style(text: str) -> str:
 
 
 def cut_to_words(text: str, words: int) -> str:
-    """The first `words` white-space words, ended at the last sentence mark if one stands in their second half."""
+    """The first `words` white-space words, ended at the last sentence mark if one stands in their
+    second half."""
     parts = text.split(" ")
     if words == 0 or len(parts) <= words:
         return text
@@ -211,14 +245,18 @@ def _passes(source: Source, row: Mapping[str, str]) -> bool:
 
 
 def _selected(source: Source, root: Path) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """(row number, row) of a source; the row is None when the filters refuse it. Unknown columns are errors."""
+    """(row number, row) of a source; the row is None when the filters refuse it. Unknown columns
+    are errors."""
     path = root / source.path
     used = {source.text, *source.keep, *source.exclude, *source.map} - set(source.set)
     used |= template_columns(source.template) - set(source.set)
     for number, row in enumerate(read_rows(path), 1):
         missing = sorted(used - set(row))
         if missing:
-            raise ValueError(f"{path}: row {number} has no column {missing[0]!r}, it has {', '.join(sorted(row))}")
+            raise ValueError(
+                f"{path}: row {number} has no column {missing[0]!r}, it has"
+                f" {', '.join(sorted(row))}"
+            )
         yield number, row if _passes(source, row) else None
 
 
@@ -227,9 +265,16 @@ def word_row(source: Source, row: Mapping[str, str], where: str) -> dict[str, st
     worded = {**row, **source.set}
     for column, names in source.map.items():
         if worded[column] not in names:
-            raise ValueError(f"{where}: column {column!r} is {worded[column]!r}, map lists {', '.join(sorted(names))}")
+            raise ValueError(
+                f"{where}: column {column!r} is {worded[column]!r}, map lists"
+                f" {', '.join(sorted(names))}"
+            )
         worded[column] = names[worded[column]]
-    text = tokenized_style(worded[source.text]) if source.style == "tokenized" else worded[source.text].strip()
+    text = (
+        tokenized_style(worded[source.text])
+        if source.style == "tokenized"
+        else worded[source.text].strip()
+    )
     return {**worded, source.text: cut_to_words(text, source.max_words)}
 
 
@@ -239,14 +284,20 @@ def template_columns(template: str) -> set[str]:
 
 
 def fill_template(template: str, row: Mapping[str, str]) -> str:
-    """`{column}` replaced by the row's value, in one pass, so that braces inside a value stay as they are."""
+    """`{column}` replaced by the row's value, in one pass, so that braces inside a value stay as
+    they are."""
     return re.sub(r"\{(\w+)\}", lambda match: row[match[1]], template)
 
 
 def read_corpus(sources: Sequence[Source], root: Path, forbidden: Sequence[Source] = ()) -> Corpus:
-    """Documents of all sources in order; none whose text stands in `forbidden` or in an earlier row (see
-    `letters_and_digits`), so that the same text is never trained on and held out at once."""
-    banned = {letters_and_digits(row[source.text]) for source in forbidden for _, row in _selected(source, root) if row}
+    """Documents of all sources in order; none whose text stands in `forbidden` or in an earlier row
+    (see `letters_and_digits`), so that the same text is never trained on and held out at once."""
+    banned = {
+        letters_and_digits(row[source.text])
+        for source in forbidden
+        for _, row in _selected(source, root)
+        if row
+    }
     seen: set[str] = set()
     documents: list[Document] = []
     counts: list[SourceCount] = []
@@ -266,6 +317,24 @@ def read_corpus(sources: Sequence[Source], root: Path, forbidden: Sequence[Sourc
             else:
                 seen.add(form)
                 worded = word_row(source, row, f"{root / source.path}: row {number}")
-                documents.append(Document(fill_template(source.template, worded), source.repeat, source.held_out, worded, source))
-        counts.append(SourceCount(source.path, rows, refused, blocked, repeated, len(documents) - before, source.repeat))
+                documents.append(
+                    Document(
+                        fill_template(source.template, worded),
+                        source.repeat,
+                        source.held_out,
+                        worded,
+                        source,
+                    )
+                )
+        counts.append(
+            SourceCount(
+                source.path,
+                rows,
+                refused,
+                blocked,
+                repeated,
+                len(documents) - before,
+                source.repeat,
+            )
+        )
     return Corpus(tuple(documents), tuple(counts))

@@ -28,7 +28,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One evaluation: mean loss per held-out token (nats) and, with a probe, its accuracy; None: not measured."""
+    """One evaluation: mean loss per held-out token (nats) and, with a probe, its accuracy; None:
+    not measured."""
 
     step: int
     tokens: int
@@ -38,7 +39,8 @@ class Measurement:
 
 
 def save_checkpoint(folder: Path, state: dict) -> None:
-    """Write `state` to folder/state.pt so that a kill at any moment leaves the old or the new file, never a part."""
+    """Write `state` to folder/state.pt so that a kill at any moment leaves the old or the new file,
+    never a part."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "state.pt.unfinished"
     with unfinished.open("wb") as stream:
@@ -55,14 +57,19 @@ def load_checkpoint(folder: Path) -> dict | None:
 
 
 def write_folder(folder: Path, model, tokenizer, card: str, weights: torch.dtype) -> None:
-    """A plain Hugging Face folder (safetensors, tokenizer, generation_config, README.md), seen only when complete."""
+    """A plain Hugging Face folder (safetensors, tokenizer, generation_config, README.md), seen only
+    when complete."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     kept = model.config.dtype
     tensors = {
-        name: tensor.detach().to("cpu", weights, copy=True) if tensor.is_floating_point() else tensor.detach().cpu()
+        name: (
+            tensor.detach().to("cpu", weights, copy=True)
+            if tensor.is_floating_point()
+            else tensor.detach().cpu()
+        )
         for name, tensor in model.state_dict().items()
     }
     try:
@@ -88,7 +95,8 @@ def write_folder(folder: Path, model, tokenizer, card: str, weights: torch.dtype
 
 
 def point_latest(out: Path, target: Path) -> None:
-    """Make out/latest a link to `target` (inside `out`) in one step, and delete exports older than the last two.
+    """Make out/latest a link to `target` (inside `out`) in one step, and delete exports older than
+    the last two.
 
     A reader that follows `latest` while it moves still finds its folder: the one before is kept.
     """
@@ -97,7 +105,9 @@ def point_latest(out: Path, target: Path) -> None:
     link.symlink_to(os.path.relpath(target, out), target_is_directory=True)
     os.replace(link, out / "latest")
     exports = sorted((out / "exports").glob("step-*"))
-    for old in [folder for folder in exports if folder != target and not folder.name.endswith(".unfinished")][:-1]:
+    for old in [
+        folder for folder in exports if folder != target and not folder.name.endswith(".unfinished")
+    ][:-1]:
         shutil.rmtree(old)
 
 
@@ -111,7 +121,8 @@ def model_card(
     measurements: Sequence[Measurement],
     finished: bool,
 ) -> str:
-    """README.md of an exported folder: what the model started from, what it saw, how, and how well it does.
+    """README.md of an exported folder: what the model started from, what it saw, how, and how well
+    it does.
 
     `documents` are (trained on, held out), each counted once.
     """
@@ -120,20 +131,42 @@ def model_card(
         "",
         f"- Started from: {start}",
         f"- Parameters: {parameters:,}",
-        f"- State: {'finished' if finished else 'training goes on'}, {position.step:,} steps "
-        f"({position.contrasts:,} of them on the label contrast)",
-        f"- Saw: {position.tokens:,} tokens ({position.epoch} whole epochs) in {position.seconds / 60:.1f} minutes",
-        f"- Documents: {documents[0]:,} trained on, {documents[1]:,} held out (never trained on here)",
+        (
+            f"- State: {'finished' if finished else 'training goes on'}, {position.step:,} steps "
+            f"({position.contrasts:,} of them on the label contrast)"
+        ),
+        (
+            f"- Saw: {position.tokens:,} tokens ({position.epoch} whole epochs) in"
+            f" {position.seconds / 60:.1f} minutes"
+        ),
+        (
+            f"- Documents: {documents[0]:,} trained on, {documents[1]:,} held out (never trained on"
+            " here)"
+        ),
         "",
-        "| file | rows | refused by filters | forbidden text | repeated text | documents | times per epoch |",
+        (
+            "| file | rows | refused by filters | forbidden text | repeated text | documents |"
+            " times per epoch |"
+        ),
         "|---|---|---|---|---|---|---|",
-        *(f"| {c.path} | {c.rows} | {c.filtered} | {c.forbidden} | {c.repeated} | {c.documents} | {c.repeat} |" for c in counts),
+        *(
+            f"| {c.path} | {c.rows} | {c.filtered} | {c.forbidden} | {c.repeated} | {c.documents} |"
+            f" {c.repeat} |"
+            for c in counts
+        ),
         "",
         "| step | tokens | minutes | held-out loss | probe accuracy |",
         "|---|---|---|---|---|",
-        *(f"| {m.step} | {m.tokens} | {m.seconds / 60:.1f} | {_show(m.held_out_loss)} | {_show(m.probe_accuracy)} |" for m in measurements),
+        *(
+            f"| {m.step} | {m.tokens} | {m.seconds / 60:.1f} | {_show(m.held_out_loss)} |"
+            f" {_show(m.probe_accuracy)} |"
+            for m in measurements
+        ),
         "",
-        "Held-out loss is nats per token. The model this one started from may have seen the held-out documents.",
+        (
+            "Held-out loss is nats per token. The model this one started from may have seen the"
+            " held-out documents."
+        ),
         "",
         "Settings:",
         "",

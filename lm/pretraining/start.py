@@ -1,4 +1,5 @@
-"""What pre-training starts from: a folder with weights, a config, or a size preset, and a tokenizer for it."""
+"""What pre-training starts from: a folder with weights, a config, or a size preset, and a tokenizer
+for it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from transformers import (
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 
-# Llama shapes (hidden, layers, heads, FFN), all with tied embeddings; parameters counted with 8192 tokens. Our choice.
+# Llama shapes (hidden, layers, heads, FFN), all with tied embeddings; parameters counted with 8192
+# tokens. Our choice.
 PRESETS: dict[str, tuple[int, int, int, int]] = {
     "tiny": (64, 2, 2, 172),  # 0.6 M
     "2m": (128, 4, 2, 344),  # 1.8 M
@@ -33,8 +35,11 @@ WEIGHT_FILES = (
 )
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (no unknown token) with an end and a pad token, padding at the left."""
+def train_tokenizer(
+    texts: Sequence[str], vocab_size: int, max_length: int
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (no unknown token) with an end and a pad token, padding at the
+    left."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -59,14 +64,22 @@ def has_weights(start: str) -> bool:
     return any((Path(start) / name).is_file() for name in WEIGHT_FILES)
 
 
-def load_tokenizer(start: str, folder: str | None, texts: Sequence[str], vocab_size: int, max_length: int):
-    """The tokenizer of `folder`, else of `start` where that holds weights, else one trained on `texts`."""
+def load_tokenizer(
+    start: str, folder: str | None, texts: Sequence[str], vocab_size: int, max_length: int
+):
+    """The tokenizer of `folder`, else of `start` where that holds weights, else one trained on
+    `texts`."""
     source = folder or (start if has_weights(start) else None)
     if source is None:
         return train_tokenizer(texts, vocab_size, max_length)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source, local_files_only=True
+    )
     if not tokenizer.is_fast:
-        raise ValueError(f"{source}: its tokenizer is a slow one ({type(tokenizer).__name__}), a fast one is needed")
+        raise ValueError(
+            f"{source}: its tokenizer is a slow one ({type(tokenizer).__name__}), a fast one is"
+            " needed"
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{source}: its tokenizer has no EOS token, which closes every document")
     if tokenizer.pad_token_id is None:
@@ -74,13 +87,20 @@ def load_tokenizer(start: str, folder: str | None, texts: Sequence[str], vocab_s
     return tokenizer
 
 
-def load_model(start: str, tokenizer: PreTrainedTokenizerBase, max_positions: int, seed: int) -> torch.nn.Module:
-    """A float32 causal LM: the weights of a folder, or seeded random weights for a config or a size."""
+def load_model(
+    start: str, tokenizer: PreTrainedTokenizerBase, max_positions: int, seed: int
+) -> torch.nn.Module:
+    """A float32 causal LM: the weights of a folder, or seeded random weights for a config or a
+    size."""
     if has_weights(start):
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            start, dtype=torch.float32, local_files_only=True
+        )
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             rows = model.get_input_embeddings().num_embeddings
-            raise ValueError(f"{start}: the model embeds {rows} tokens, the tokenizer has {len(tokenizer)}")
+            raise ValueError(
+                f"{start}: the model embeds {rows} tokens, the tokenizer has {len(tokenizer)}"
+            )
         return model
     if start in PRESETS:
         hidden, layers, heads, feed_forward = PRESETS[start]
@@ -96,7 +116,10 @@ def load_model(start: str, tokenizer: PreTrainedTokenizerBase, max_positions: in
     elif Path(start).is_file() or (Path(start) / "config.json").is_file():
         config = AutoConfig.from_pretrained(start, local_files_only=True)
     else:
-        raise ValueError(f"start is {start!r}: no folder with weights, no config.json, and no size (sizes: {', '.join(PRESETS)})")
+        raise ValueError(
+            f"start is {start!r}: no folder with weights, no config.json, and no size (sizes:"
+            f" {', '.join(PRESETS)})"
+        )
     config.vocab_size = len(tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id

@@ -1,4 +1,5 @@
-"""Trains a causal LM to go on after prompts: the private SLM of G-Boost, and any other model that answers in text."""
+"""Trains a causal LM to go on after prompts: the private SLM of G-Boost, and any other model that
+answers in text."""
 
 from __future__ import annotations
 
@@ -15,37 +16,63 @@ from fedduet.lm.training.classify import SLMConfig, schedule
 from fedduet.lm.training.tune import answer_logprobs
 
 
-def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[Encoded]:
-    """(prompt, answer) as training rows with an end token; rows whose prompt alone fills `max_tokens` teach nothing and are left out."""
-    rows = [encode_document(tokenizer, prompt, answer, min(max_tokens, longest(tokenizer))) for prompt, answer in pairs]
+def encode_pairs(
+    tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int
+) -> list[Encoded]:
+    """(prompt, answer) as training rows with an end token; rows whose prompt alone fills
+    `max_tokens` teach nothing and are left out."""
+    rows = [
+        encode_document(tokenizer, prompt, answer, min(max_tokens, longest(tokenizer)))
+        for prompt, answer in pairs
+    ]
     return [row for row in rows if row.context < len(row.ids)]
 
 
 def train_causal(
-    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], config: SLMConfig, seed: int = 0, phase: str = "train"
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    config: SLMConfig,
+    seed: int = 0,
+    phase: str = "train",
 ) -> tuple[Any, int]:
-    """`model` (or a LoRA of it) trained on the answers of (prompt, answer) pairs, in eval mode, and the steps taken.
+    """`model` (or a LoRA of it) trained on the answers of (prompt, answer) pairs, in eval mode, and
+    the steps taken.
 
-    Every step takes the mean over the answers' tokens of `config.batch_size` rows; AdamW, linear warm-up and decay. Raises ValueError
-    when no pair fits `config.max_tokens`.
+    Every step takes the mean over the answers' tokens of `config.batch_size` rows; AdamW, linear
+    warm-up and decay. Raises ValueError when no pair fits `config.max_tokens`.
     """
     rows = encode_pairs(tokenizer, pairs, config.max_tokens)
     if not rows:
-        raise ValueError(f"no question of {len(pairs)} leaves room for its answer in {config.max_tokens} tokens; raise slm.max_tokens")
+        raise ValueError(
+            f"no question of {len(pairs)} leaves room for its answer in {config.max_tokens} tokens;"
+            " raise slm.max_tokens"
+        )
     if config.method == "lora":
         model = attach_lora(model, config.rank, config.alpha, seed=derive(seed, "adapter"))
     else:
         model.requires_grad_(True)
     parameters = list(trainable(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    steps = min(max(math.ceil(config.epochs * len(rows) / config.batch_size), config.min_steps, 1), config.max_steps)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps, config.warmup))
-    batches = endless_by_length([len(row.ids) for row in rows], config.batch_size, numpy_generator(seed, "batches"))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    steps = min(
+        max(math.ceil(config.epochs * len(rows) / config.batch_size), config.min_steps, 1),
+        config.max_steps,
+    )
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule(step, steps, config.warmup)
+    )
+    batches = endless_by_length(
+        [len(row.ids) for row in rows], config.batch_size, numpy_generator(seed, "batches")
+    )
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "dropout"))
         for step in range(steps):
-            logprobs, mask = answer_logprobs(model, [rows[place] for place in next(batches)], tokenizer.pad_token_id)
+            logprobs, mask = answer_logprobs(
+                model, [rows[place] for place in next(batches)], tokenizer.pad_token_id
+            )
             (-(logprobs * mask).sum() / mask.sum()).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()

@@ -1,4 +1,5 @@
-"""Trains a small classifier on private and generated texts together, and asks it for class probabilities."""
+"""Trains a small classifier on private and generated texts together, and asks it for class
+probabilities."""
 
 from __future__ import annotations
 
@@ -21,30 +22,39 @@ from torch.nn import functional
 
 
 class SLMConfig(Section):
-    """The small model of a site and how it is trained; conf/slm/*.yaml say how their values were chosen."""
+    """The small model of a site and how it is trained; conf/slm/*.yaml say how their values were
+    chosen."""
 
     path: str  # folder or hub name of an encoder or causal LM
     method: Literal["full", "lora"] = "full"
-    share: Literal["full", "lora"] = "full"  # what is trained, and leaves, when weights are shared (FedAvg)
+    # what is trained, and leaves, when weights are shared (FedAvg)
+    share: Literal["full", "lora"] = "full"
     rank: int = pydantic.Field(default=16, ge=1)  # LoRA
     alpha: float = pydantic.Field(default=32.0, gt=0)  # LoRA
-    learning_rate: float = pydantic.Field(default=1e-4, gt=0)  # highest, after the warm-up; falls linearly to 0
-    head_factor: float = pydantic.Field(default=1.0, gt=0)  # the head, new and random, learns this many times faster
-    epochs: float = pydantic.Field(default=15.0, gt=0)  # passes over the larger of the two sets, see planned_training_steps
+    # highest, after the warm-up; falls linearly to 0
+    learning_rate: float = pydantic.Field(default=1e-4, gt=0)
+    # the head, new and random, learns this many times faster
+    head_factor: float = pydantic.Field(default=1.0, gt=0)
+    # passes over the larger of the two sets, see planned_training_steps
+    epochs: float = pydantic.Field(default=15.0, gt=0)
     min_steps: int = pydantic.Field(default=0, ge=0)
     max_steps: int = pydantic.Field(default=300, ge=1)
-    batch_size: int = pydantic.Field(default=16, ge=2)  # rows a step; half of each set when there are two
+    # rows a step; half of each set when there are two
+    batch_size: int = pydantic.Field(default=16, ge=2)
     max_tokens: int = pydantic.Field(default=128, ge=4)
     warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    select: Literal["best", "last"] = "best"  # checkpoint with the lowest validation loss, or the last
-    evaluations: int = pydantic.Field(default=6, ge=1)  # how often the validation loss is measured, evenly spaced, for "best"
+    # checkpoint with the lowest validation loss, or the last
+    select: Literal["best", "last"] = "best"
+    # how often the validation loss is measured, evenly spaced, for "best"
+    evaluations: int = pydantic.Field(default=6, ge=1)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts with label indices; optionally a weight and a row of class probabilities each (empty: all 1; hard labels).
+    """Texts with label indices; optionally a weight and a row of class probabilities each (empty:
+    all 1; hard labels).
 
     `wire.LabelledTexts` has the same fields and may be passed in its place.
     """
@@ -57,7 +67,8 @@ class Examples:
 
 @dataclass(frozen=True)
 class ClassifierReport:
-    """What ran. `validation_losses` (step of the last stage, loss) are of private texts and stay at the site."""
+    """What ran. `validation_losses` (step of the last stage, loss) are of private texts and stay at
+    the site."""
 
     steps: int
     private_rows: int
@@ -79,19 +90,25 @@ class _Set:
 
 
 def prepare_classifier(model: Any, config: SLMConfig, seed: int = 0) -> Any:
-    """`model` with what `config.method` trains made trainable: every weight, or LoRA adapters and the head."""
+    """`model` with what `config.method` trains made trainable: every weight, or LoRA adapters and
+    the head."""
     if config.method == "lora":
         return attach_lora(model, config.rank, config.alpha, seed=seed)
     return model.requires_grad_(True)
 
 
 def planned_training_steps(config: SLMConfig, private: int, generated: int) -> int:
-    """Steps of a training on sets of these sizes: `epochs` passes over the set that takes longest, within [min_steps, max_steps].
+    """Steps of a training on sets of these sizes: `epochs` passes over the set that takes longest,
+    within [min_steps, max_steps].
 
-    With one set a step takes batch_size rows of it, with two half of each, so the smaller set is repeated more often. [O]
+    With one set a step takes batch_size rows of it, with two half of each, so the smaller set is
+    repeated more often. [O]
     """
     share = config.batch_size // 2 if private and generated else config.batch_size
-    return min(max(math.ceil(config.epochs * max(private, generated) / share), config.min_steps, 1), config.max_steps)
+    return min(
+        max(math.ceil(config.epochs * max(private, generated) / share), config.min_steps, 1),
+        config.max_steps,
+    )
 
 
 def train_classifier(
@@ -106,14 +123,18 @@ def train_classifier(
     seed: int = 0,
     phase: str = "train",
 ) -> ClassifierReport:
-    """Trains the trainable parameters of `model` in place and leaves the selected checkpoint in it, in eval mode.
+    """Trains the trainable parameters of `model` in place and leaves the selected checkpoint in it,
+    in eval mode.
 
-    "together": L = CE(private) + weight * CE(generated), each term the MEAN over its own set, so that at weight 1 both sets count the
-    same whatever their sizes: every step draws batch_size / 2 rows of each and takes the mean of each half. A row's own weight w_i
-    enters as w_i / mean(w), so the second term is sum(w_i CE_i) / sum(w_i). Soft labels replace the hard one in CE.
-    "generated_first": a training on the generated set, then one on the private set, each with its own schedule; `weight` has no part.
-    AdamW, linear warm-up and decay. "best" keeps the trainable weights with the lowest mean CE on `validation` in memory (none given: the
-    last). Two calls with one seed give the same weights on one machine. Raises ValueError for an empty training or unfit rows.
+    "together": L = CE(private) + weight * CE(generated), each term the MEAN over its own set, so
+    that at weight 1 both sets count the same whatever their sizes: every step draws batch_size / 2
+    rows of each and takes the mean of each half. A row's own weight w_i enters as w_i / mean(w), so
+    the second term is sum(w_i CE_i) / sum(w_i). Soft labels replace the hard one in CE.
+    "generated_first": a training on the generated set, then one on the private set, each with its
+    own schedule; `weight` has no part. AdamW, linear warm-up and decay. "best" keeps the trainable
+    weights with the lowest mean CE on `validation` in memory (none given: the last). Two calls with
+    one seed give the same weights on one machine. Raises ValueError for an empty training or unfit
+    rows.
     """
     if order not in ("together", "generated_first"):
         raise ValueError(f"order: found {order!r}; allowed: together, generated_first")
@@ -121,36 +142,63 @@ def train_classifier(
         raise ValueError(f"weight: found {weight}; allowed: a finite number of 0 or more")
     began = time.monotonic()
     classes = model.config.num_labels
-    sets = {name: _prepared(tokenizer, rows, config, classes, name) for name, rows in (("private", private), ("generated", generated))}
+    sets = {
+        name: _prepared(tokenizer, rows, config, classes, name)
+        for name, rows in (("private", private), ("generated", generated))
+    }
     if weight == 0 and order == "together":
         sets["generated"] = None
     held = _prepared(tokenizer, validation or Examples(), config, classes, "validation")
     parts = [(sets["private"], 1.0), (sets["generated"], weight if sets["private"] else 1.0)]
-    stages = [parts] if order == "together" else [[(sets["generated"], 1.0)], [(sets["private"], 1.0)]]
+    stages = (
+        [parts] if order == "together" else [[(sets["generated"], 1.0)], [(sets["private"], 1.0)]]
+    )
     stages = [stage for stage in ([part for part in stage if part[0]] for stage in stages) if stage]
     if not stages:
         raise ValueError("found no private and no generated texts to train on")
-    lengths = [planned_training_steps(config, len(stage[0][0].ids), len(stage[1][0].ids) if len(stage) > 1 else 0) for stage in stages]
-    keeper = _Keeper(model, held if config.select == "best" else None, config, tokenizer.pad_token_id)
+    lengths = [
+        planned_training_steps(
+            config, len(stage[0][0].ids), len(stage[1][0].ids) if len(stage) > 1 else 0
+        )
+        for stage in stages
+    ]
+    keeper = _Keeper(
+        model, held if config.select == "best" else None, config, tokenizer.pad_token_id
+    )
     done = 0
     with torch.random.fork_rng(devices=[]), eager_attention(model):
         torch.manual_seed(derive(seed, "dropout"))
         for number, (stage, steps) in enumerate(zip(stages, lengths, strict=True)):
             last = number == len(stages) - 1
             draws = [
-                endless_by_length(part.lengths, config.batch_size // len(stage), numpy_generator(seed, "batches", number, i))
+                endless_by_length(
+                    part.lengths,
+                    config.batch_size // len(stage),
+                    numpy_generator(seed, "batches", number, i),
+                )
                 for i, (part, _) in enumerate(stage)
             ]
 
             def told(step: int, before: int = done) -> None:
                 report(phase, before + step, sum(lengths), "steps")
 
-            _run_stage(model, tokenizer.pad_token_id, stage, draws, steps, config, keeper if last else None, told)
+            _run_stage(
+                model,
+                tokenizer.pad_token_id,
+                stage,
+                draws,
+                steps,
+                config,
+                keeper if last else None,
+                told,
+            )
             done += steps
     best = keeper.restore(lengths[-1]) + done - lengths[-1]
     model.eval()
     rows = [len(part.ids) if part else 0 for part in (sets["private"], sets["generated"])]
-    return ClassifierReport(done, rows[0], rows[1], best, tuple(keeper.losses), time.monotonic() - began)
+    return ClassifierReport(
+        done, rows[0], rows[1], best, tuple(keeper.losses), time.monotonic() - began
+    )
 
 
 def _run_stage(
@@ -163,7 +211,9 @@ def _run_stage(
     keeper: _Keeper | None,
     told: Callable[[int], None],
 ) -> None:
-    optimizer = torch.optim.AdamW(_groups(model, config), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        _groups(model, config), weight_decay=config.weight_decay, fused=True
+    )
     peaks = [group["lr"] for group in optimizer.param_groups]
     checks = {math.ceil(steps * (i + 1) / config.evaluations) for i in range(config.evaluations)}
     for step in range(steps):
@@ -174,7 +224,9 @@ def _run_stage(
             chosen = next(batches)
             losses = _losses(model, part, chosen, pad_id, config)
             (factor * (losses * part.weights[chosen]).mean()).backward()
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+        torch.nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], 1.0
+        )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         told(step + 1)
@@ -183,7 +235,8 @@ def _run_stage(
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the highest learning rate in this step (0-based): up linearly over the warm-up, then down to almost 0."""
+    """Share of the highest learning rate in this step (0-based): up linearly over the warm-up, then
+    down to almost 0."""
     rising = max(1, round(warmup * steps))
     return (step + 1) / rising if step < rising else (steps - step) / max(1, steps - rising + 1)
 
@@ -191,15 +244,23 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 def _groups(model: Any, config: SLMConfig) -> list[dict[str, Any]]:
     """The head's parameters with their own learning rate, and all others."""
     named = trainable(model)
-    head = {name for name in named if any(part in ("classifier", "score", "classification_head") for part in name.split("."))}
-    groups = [([p for n, p in named.items() if (n in head) == is_head], config.learning_rate * factor)
-              for is_head, factor in ((False, 1.0), (True, config.head_factor))]  # fmt: skip
+    head = {
+        name
+        for name in named
+        if any(part in ("classifier", "score", "classification_head") for part in name.split("."))
+    }
+    groups = [
+        ([p for n, p in named.items() if (n in head) == is_head], config.learning_rate * factor)
+        for is_head, factor in ((False, 1.0), (True, config.head_factor))
+    ]
     if not named:
         raise ValueError("the model has no trainable parameters; call prepare_classifier first")
     return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
 
-def _losses(model: Any, rows: _Set, chosen: list[int], pad_id: int, config: SLMConfig) -> torch.Tensor:
+def _losses(
+    model: Any, rows: _Set, chosen: list[int], pad_id: int, config: SLMConfig
+) -> torch.Tensor:
     """[b] cross-entropies of the chosen rows against their class probabilities."""
     logits = _logits(model, [rows.ids[i] for i in chosen], pad_id, config.precision)
     return -(rows.targets[chosen] * functional.log_softmax(logits, dim=-1)).sum(dim=-1)
@@ -209,12 +270,20 @@ def _logits(model: Any, rows: list[list[int]], pad_id: int, precision: str) -> t
     ids, mask = pad(rows, pad_id, multiple=width_multiple(model))
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device.type)):
-        return model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().to("cpu")
+        return (
+            model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float().to("cpu")
+        )
 
 
-def _prepared(tokenizer: Any, rows: Examples, config: SLMConfig, classes: int, name: str) -> _Set | None:
+def _prepared(
+    tokenizer: Any, rows: Examples, config: SLMConfig, classes: int, name: str
+) -> _Set | None:
     count = len(rows.texts)
-    for field, values in (("labels", rows.labels), ("weights", rows.weights), ("soft_labels", rows.soft_labels)):
+    for field, values in (
+        ("labels", rows.labels),
+        ("weights", rows.weights),
+        ("soft_labels", rows.soft_labels),
+    ):
         if len(values) != count and (len(values) or field == "labels"):
             raise ValueError(f"{name}: found {count} texts but {len(values)} {field}")
     for i, label in enumerate(rows.labels):
@@ -223,13 +292,21 @@ def _prepared(tokenizer: Any, rows: Examples, config: SLMConfig, classes: int, n
     if not count:
         return None
     weights = torch.tensor(list(rows.weights) or [1.0] * count, dtype=torch.float32)
-    if not (bool((weights >= 0).all()) and bool(weights.isfinite().all()) and float(weights.sum()) > 0):
+    if not (
+        bool((weights >= 0).all()) and bool(weights.isfinite().all()) and float(weights.sum()) > 0
+    ):
         raise ValueError(f"{name}: weights must be finite, 0 or more, and not all 0")
     targets = functional.one_hot(torch.tensor(list(rows.labels)), classes).float()
     if len(rows.soft_labels):
         targets = torch.tensor([list(row) for row in rows.soft_labels], dtype=torch.float32)
-        if targets.shape != (count, classes) or bool((targets < 0).any()) or bool(((targets.sum(dim=1) - 1).abs() > 1e-3).any()):
-            raise ValueError(f"{name}: every soft label must be {classes} probabilities that add up to 1")
+        if (
+            targets.shape != (count, classes)
+            or bool((targets < 0).any())
+            or bool(((targets.sum(dim=1) - 1).abs() > 1e-3).any())
+        ):
+            raise ValueError(
+                f"{name}: every soft label must be {classes} probabilities that add up to 1"
+            )
     return _Set(encode(tokenizer, rows.texts, config.max_tokens), targets, weights / weights.mean())
 
 
@@ -248,11 +325,17 @@ class _Keeper:
         total = 0.0
         with torch.no_grad():
             for chosen in by_length(self._held.lengths, 32):
-                total += float(_losses(self._model, self._held, chosen, self._pad_id, self._config).sum())
+                total += float(
+                    _losses(self._model, self._held, chosen, self._pad_id, self._config).sum()
+                )
         loss = total / len(self._held.ids)
         self.losses.append((step, loss))
         if self._best is None or loss < self._best[0]:
-            self._best = (loss, step, {name: p.detach().clone() for name, p in trainable(self._model).items()})
+            self._best = (
+                loss,
+                step,
+                {name: p.detach().clone() for name, p in trainable(self._model).items()},
+            )
 
     def restore(self, last: int) -> int:
         """Puts the best weights back, if any were measured; the step they are from."""
@@ -266,12 +349,22 @@ class _Keeper:
 
 @torch.inference_mode()
 def predict_probabilities(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int = 128, batch_size: int = 64, precision: str = "auto"
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_tokens: int = 128,
+    batch_size: int = 64,
+    precision: str = "auto",
 ) -> np.ndarray:
-    """[n, K] float32 class probabilities, in the order of `texts`; batches of texts of like length."""
+    """[n, K] float32 class probabilities, in the order of `texts`; batches of texts of like
+    length."""
     model.eval()
     rows = encode(tokenizer, texts, max_tokens)
     out = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
     for chosen in by_length([len(ids) for ids in rows], batch_size):
-        out[chosen] = _logits(model, [rows[i] for i in chosen], tokenizer.pad_token_id, precision).softmax(dim=-1).numpy()
+        out[chosen] = (
+            _logits(model, [rows[i] for i in chosen], tokenizer.pad_token_id, precision)
+            .softmax(dim=-1)
+            .numpy()
+        )
     return out

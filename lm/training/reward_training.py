@@ -1,4 +1,5 @@
-"""Trains a process reward model on labelled steps: a head on a causal LM's body, or a curve over the LM's own likelihoods."""
+"""Trains a process reward model on labelled steps: a head on a causal LM's body, or a curve over
+the LM's own likelihoods."""
 
 from __future__ import annotations
 
@@ -40,28 +41,43 @@ def train_reward(
     config: RewardTraining,
     seed: int = 0,
 ) -> Path:
-    """A reward model of the form "steps" (lm/training/reward.py) in `out`, from the causal LM `start`; returns `out`.
+    """A reward model of the form "steps" (lm/training/reward.py) in `out`, from the causal LM
+    `start`; returns `out`.
 
     Raises ValueError when all steps have one label: then there is nothing to tell apart.
     """
     tokenizer = load_tokenizer(str(start))
     limit = longest(tokenizer)
-    rows = [row for row in (_encoded(tokenizer, questions[one.question], one, word) for one in solutions) if len(row[0]) <= limit]
+    rows = [
+        row
+        for row in (_encoded(tokenizer, questions[one.question], one, word) for one in solutions)
+        if len(row[0]) <= limit
+    ]
     labels = [label for _, places in rows for _, label in places]
     _check_both(labels)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head"))
-        model = AutoModelForTokenClassification.from_pretrained(str(start), num_labels=2, use_safetensors=True)
+        model = AutoModelForTokenClassification.from_pretrained(
+            str(start), num_labels=2, use_safetensors=True
+        )
     share = sum(labels) / len(labels)
     balance = torch.tensor([0.5 / (1 - share), 0.5 / share])  # both kinds count the same
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, config.steps, config.warmup))
-    batches = endless_by_length([len(ids) for ids, _ in rows], config.batch_size, numpy_generator(seed, "batches"))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True
+    )
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: schedule(step, config.steps, config.warmup)
+    )
+    batches = endless_by_length(
+        [len(ids) for ids, _ in rows], config.batch_size, numpy_generator(seed, "batches")
+    )
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "dropout"))
         for step in range(config.steps):
-            _loss(model, [rows[place] for place in next(batches)], tokenizer.pad_token_id, balance).backward()
+            _loss(
+                model, [rows[place] for place in next(batches)], tokenizer.pad_token_id, balance
+            ).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -73,10 +89,15 @@ def train_reward(
 
 
 def fit_likelihood(
-    start: str | Path, questions: Sequence[str], solutions: Sequence[LabelledSolution], word: Word, out: Path, batch_size: int = 64
+    start: str | Path,
+    questions: Sequence[str],
+    solutions: Sequence[LabelledSolution],
+    word: Word,
+    out: Path,
+    batch_size: int = 64,
 ) -> Path:
-    """A reward model of the form "likelihood" in `out`: the causal LM `start`, and how often a step is good whose least likely token has a
-    given log-probability.
+    """A reward model of the form "likelihood" in `out`: the causal LM `start`, and how often a step
+    is good whose least likely token has a given log-probability.
 
     Isotonic regression on steps up to the first bad one. Raises ValueError when all have one label.
     """
@@ -91,7 +112,11 @@ def fit_likelihood(
     found = lowest_likelihoods(model, tokenizer, states, word, batch_size)
     fitted = IsotonicRegression(y_min=0.01, y_max=0.99).fit(found, labels)
     save_model(model, tokenizer, out)
-    curve = {"lowest": fitted.X_thresholds_.tolist(), "good": fitted.y_thresholds_.tolist(), "steps": len(labels)}
+    curve = {
+        "lowest": fitted.X_thresholds_.tolist(),
+        "good": fitted.y_thresholds_.tolist(),
+        "steps": len(labels),
+    }
     (out / LIKELIHOOD).write_text(json.dumps(curve))
     return out
 
@@ -99,19 +124,35 @@ def fit_likelihood(
 def _check_both(labels: Sequence[bool]) -> None:
     if len(set(labels)) < 2:
         said = "good" if any(labels) else "bad"
-        raise ValueError(f"all {len(labels)} labelled steps are {said}; needed: both kinds (other questions, or a higher temperature)")
+        raise ValueError(
+            f"all {len(labels)} labelled steps are {said}; needed: both kinds (other questions, or"
+            " a higher temperature)"
+        )
 
 
-def _loss(model: Any, rows: Sequence[tuple[list[int], list[tuple[int, bool]]]], pad_id: int, balance: torch.Tensor) -> torch.Tensor:
+def _loss(
+    model: Any,
+    rows: Sequence[tuple[list[int], list[tuple[int, bool]]]],
+    pad_id: int,
+    balance: torch.Tensor,
+) -> torch.Tensor:
     ids, mask = pad([ids for ids, _ in rows], pad_id)
     logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    places = [(row, place, int(label)) for row, (_, found) in enumerate(rows) for place, label in found]
-    at, targets = torch.tensor([[row, place] for row, place, _ in places]), torch.tensor([label for *_, label in places])
+    places = [
+        (row, place, int(label)) for row, (_, found) in enumerate(rows) for place, label in found
+    ]
+    at, targets = (
+        torch.tensor([[row, place] for row, place, _ in places]),
+        torch.tensor([label for *_, label in places]),
+    )
     return functional.cross_entropy(logits[at[:, 0], at[:, 1]], targets, weight=balance)
 
 
-def _encoded(tokenizer: Any, question: str, solution: LabelledSolution, word: Word) -> tuple[list[int], list[tuple[int, bool]]]:
-    """Token ids of the whole solution, and for each step the place of its last token with its label."""
+def _encoded(
+    tokenizer: Any, question: str, solution: LabelledSolution, word: Word
+) -> tuple[list[int], list[tuple[int, bool]]]:
+    """Token ids of the whole solution, and for each step the place of its last token with its
+    label."""
 
     def ids_of(steps: Sequence[str]) -> list[int]:
         ids = list(tokenizer(word(question, steps), verbose=False)["input_ids"])
@@ -123,6 +164,7 @@ def _encoded(tokenizer: Any, question: str, solution: LabelledSolution, word: Wo
     places = []
     for end, label in enumerate(solution.good, start=1):
         begun = ids_of(solution.steps[:end])
-        if ids[: len(begun)] == begun:  # a tokenizer may join a step's end to the next one's beginning
+        # a tokenizer may join a step's end to the next one's beginning
+        if ids[: len(begun)] == begun:
             places.append((len(begun) - 1, label))
     return ids, places

@@ -1,4 +1,5 @@
-"""Membership inference on scores: a malicious server sends candidate records in place of generated texts and reads their scores."""
+"""Membership inference on scores: a malicious server sends candidate records in place of generated
+texts and reads their scores."""
 
 from __future__ import annotations
 
@@ -18,27 +19,50 @@ from fedduet.wire.messages import LabelledTexts, Learn, Refused, Score
 MECHANISMS = ("votes", "gaussian", "none")
 
 
-def membership_by_scores(config: Mapping[str, Any], client: str, split: Split, mechanism: str, epsilon: float) -> dict[str, AUC]:
-    """How well the score of a record's own text under its own label tells the training split from the test split.
+def membership_by_scores(
+    config: Mapping[str, Any], client: str, split: Split, mechanism: str, epsilon: float
+) -> dict[str, AUC]:
+    """How well the score of a record's own text under its own label tells the training split from
+    the test split.
 
-    The vault is the one of a simulated site, with the whole epsilon for this one release. Raises ConfigError where it refuses.
+    The vault is the one of a simulated site, with the whole epsilon for this one release. Raises
+    ConfigError where it refuses.
     """
     candidates = [*split.train, *split.test]
-    data = LabelledTexts([record.text for record in candidates], [record.label for record in candidates])
+    data = LabelledTexts(
+        [record.text for record in candidates], [record.label for record in candidates]
+    )
     with tempfile.TemporaryDirectory() as folder:
-        vault = Vault(simulated_site(_granting(config, epsilon), client, Path(folder) / "site", Path(folder)))
+        vault = Vault(
+            simulated_site(_granting(config, epsilon), client, Path(folder) / "site", Path(folder))
+        )
         if mechanism == "none":
             learned, _ = vault.learn(Learn("learn", "attack", "local"))
             _not_refused(learned)
-        scored = _not_refused(vault.score(Score("score", "attack", "local", data, epsilon, feedback=mechanism)))
+        scored = _not_refused(
+            vault.score(Score("score", "attack", "local", data, epsilon, feedback=mechanism))
+        )
     members, scores = len(split.train), np.array(scored.scores)
     return {"score of a record's own text": auc(scores[:members], scores[members:])}
 
 
 def _granting(config: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
     """`config` whose sites grant scores of this epsilon, whatever the run itself asks for."""
-    policy = dict(config["privacy"]["policy"]) | {"epsilon_per_run": epsilon, "epsilon_total": epsilon, "allow_unprotected": True}
-    return {**config, "privacy": dict(config["privacy"]) | {"epsilon": epsilon, "policy": policy | {"share_scores": "any"}}}
+    policy = dict(config["privacy"]["policy"]) | {
+        "epsilon_per_run": epsilon,
+        "epsilon_total": epsilon,
+        "allow_unprotected": True,
+    }
+    return {
+        **config,
+        "privacy": (
+            dict(config["privacy"])
+            | {
+                "epsilon": epsilon,
+                "policy": policy | {"share_scores": "any"},
+            }
+        ),
+    }
 
 
 def _not_refused(reply: Any) -> Any:

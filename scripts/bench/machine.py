@@ -1,4 +1,5 @@
-"""What the machine can do at most, per thread: products and memory bandwidth, the two limits of the roofline."""
+"""What the machine can do at most, per thread: products and memory bandwidth, the two limits of the
+roofline."""
 
 from __future__ import annotations
 
@@ -11,9 +12,17 @@ SIZE = 2048
 
 
 def memory_rate(turns: int = 3, bytes_read: int = 512 * 2**20) -> float:
-    """GB/s of reading a matrix larger than any cache once: a matrix-vector product, as decoding one row is."""
-    large, vector = torch.ones(bytes_read // 4 // SIZE, SIZE, device=device()), torch.ones(SIZE, device=device())
-    return bytes_read / 1e9 / statistics.median(take_turns({"memory": lambda: large @ vector}, turns)["memory"])
+    """GB/s of reading a matrix larger than any cache once: a matrix-vector product, as decoding one
+    row is."""
+    large, vector = (
+        torch.ones(bytes_read // 4 // SIZE, SIZE, device=device()),
+        torch.ones(SIZE, device=device()),
+    )
+    return (
+        bytes_read
+        / 1e9
+        / statistics.median(take_turns({"memory": lambda: large @ vector}, turns)["memory"])
+    )
 
 
 def measure(turns: int, small: bool) -> list[Figure]:

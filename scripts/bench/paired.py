@@ -1,4 +1,5 @@
-"""Ratios measured in one run: the ways of doing something take turns, so that whatever else the machine does meets them all."""
+"""Ratios measured in one run: the ways of doing something take turns, so that whatever else the
+machine does meets them all."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ import torch
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a bench. `aim`: what it should reach ("<= 1.05"), or nothing. `detail`: what else a reader wants to know."""
+    """One line of a bench. `aim`: what it should reach ("<= 1.05"), or nothing. `detail`: what else
+    a reader wants to know."""
 
     bench: str
     work: str

@@ -24,15 +24,30 @@ from fedduet import conf
 
 
 def prompts(count: int) -> Callable[[], object]:
-    """Few-shot prompts of the built-in world's task, two demonstrations of each label, words counted as tokens."""
+    """Few-shot prompts of the built-in world's task, two demonstrations of each label, words
+    counted as tokens."""
     task = build_task(check(TaskConfig, conf.compose([])["task"], "task"))
-    shown = [Demonstration(record.text, record.label, "tents", "tents") for record in world_records("tents", 400, "bench")]
+    shown = [
+        Demonstration(record.text, record.label, "tents", "tents")
+        for record in world_records("tents", 400, "bench")
+    ]
     llm, config = ScriptedLLM(lambda request: ""), AugmentConfig()
 
     def build() -> None:
         queue = ShotQueue(shown, len(task.labels), 0)
         for number in range(count):
-            text_request(queue, task, llm, llm.count_tokens, "tents", number % len(task.labels), config, number, 1, Counter())
+            text_request(
+                queue,
+                task,
+                llm,
+                llm.count_tokens,
+                "tents",
+                number % len(task.labels),
+                config,
+                number,
+                1,
+                Counter(),
+            )
 
     return build
 
@@ -43,14 +58,24 @@ def measure(turns: int, small: bool) -> list[Figure]:
     texts = [record.text for record in world_records("tents", 10_000, "bench")]
     ways = {
         "20,000 few-shot prompts built": (prompts(20_000), "<= 1"),
-        "10,000 texts grouped (384-d, groups of 8 at most)": (lambda: group_by_similarity(vectors, 8, 0.5), "<= 5"),
+        "10,000 texts grouped (384-d, groups of 8 at most)": (
+            lambda: group_by_similarity(vectors, 8, 0.5),
+            "<= 5",
+        ),
         "near-copies among 10,000 texts": (lambda: drop_near_copies(texts), ""),
     }
     seconds = take_turns({name: way for name, (way, _) in ways.items()}, turns)
-    figures = [Figure("texts", name, statistics.median(seconds[name]), "s", aim) for name, (_, aim) in ways.items()]
+    figures = [
+        Figure("texts", name, statistics.median(seconds[name]), "s", aim)
+        for name, (_, aim) in ways.items()
+    ]
     if not small:
         vectors = np.random.default_rng(0).standard_normal((100_000, 384), dtype=np.float32)
-        texts = [record.text for domain in range(10) for record in world_records("tents", 10_000, f"bench/{domain}")]
+        texts = [
+            record.text
+            for domain in range(10)
+            for record in world_records("tents", 10_000, f"bench/{domain}")
+        ]
         more = {
             "100,000 texts grouped": lambda: group_by_similarity(vectors, 8, 0.5),
             "near-copies among 100,000 texts": lambda: drop_near_copies(texts),

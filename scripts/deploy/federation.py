@@ -1,4 +1,5 @@
-"""A federation of real processes on one machine: SuperLink with TLS and node keys, SuperNodes and vaults, stopped by process id."""
+"""A federation of real processes on one machine: SuperLink with TLS and node keys, SuperNodes and
+vaults, stopped by process id."""
 
 from __future__ import annotations
 
@@ -46,8 +47,12 @@ class Processes:
         home = self._home / name
         home.mkdir(parents=True, exist_ok=True)
         log = (self._logs / f"{name}.log").open("ab")
-        env = os.environ | SETTINGS | {"FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
-        process = subprocess.Popen(list(command), stdout=log, stderr=log, env=env, cwd=REPOSITORY, start_new_session=True)
+        env = (
+            os.environ | SETTINGS | {"FLWR_HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        )
+        process = subprocess.Popen(
+            list(command), stdout=log, stderr=log, env=env, cwd=REPOSITORY, start_new_session=True
+        )
         self._running[name], self._commands[name] = process, list(command)
         return process
 
@@ -67,7 +72,9 @@ class Processes:
         """Raises Stopped for a process that ended by itself."""
         for name, process in self._running.items():
             if process.poll() is not None:
-                raise Stopped(f"{name} ended with {process.returncode}; see {self._logs}/{name}.log")
+                raise Stopped(
+                    f"{name} ended with {process.returncode}; see {self._logs}/{name}.log"
+                )
 
     def wait(self, ready: Any, what: str, seconds: float) -> None:
         """Until `ready()`. Raises Stopped when that takes longer, or a process ended."""
@@ -98,7 +105,8 @@ class Processes:
 
 
 class Federation:
-    """The processes of one deployment under `folder`; with `namespaces`, every site in a network of its own."""
+    """The processes of one deployment under `folder`; with `namespaces`, every site in a network of
+    its own."""
 
     def __init__(self, folder: Path, namespaces: Namespaces | None = None) -> None:
         self.namespaces = namespaces
@@ -116,7 +124,11 @@ class Federation:
     def start(self, config: Mapping[str, Any]) -> None:
         """Keys, data, vaults, SuperLink, registered SuperNodes."""
         apart = self.namespaces
-        make_keys(self.keys, ["127.0.0.1", "localhost", *(apart.hosts.values() if apart else ())], [*SITES, "stranger"])
+        make_keys(
+            self.keys,
+            ["127.0.0.1", "localhost", *(apart.hosts.values() if apart else ())],
+            [*SITES, "stranger"],
+        )
         for site in SITES:
             file = self.folder / "sites" / site / "site.yaml"
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -124,7 +136,9 @@ class Federation:
             vault = [str(BIN / "fedduet-vault"), "--config", str(file)]
             self.processes.start(f"vault-{site}", apart.without_network(vault) if apart else vault)
         for site in SITES:
-            self.processes.wait(lambda site=site: self.socket(site).exists(), f"the vault of {site}", 90)
+            self.processes.wait(
+                lambda site=site: self.socket(site).exists(), f"the vault of {site}", 90
+            )
         tls = [
             "--ssl-ca-certfile",
             f"{self.keys}/ca.crt",
@@ -133,35 +147,63 @@ class Federation:
             "--ssl-keyfile",
             f"{self.keys}/server.key",
         ]
-        where = ["--host", "0.0.0.0" if apart else "127.0.0.1", "--port", str(self.port), "--database", f"{self.folder}/superlink.db"]
-        self.processes.start("superlink", [str(BIN / "flower-superlink"), *tls, *where, "--enable-supernode-auth"])
+        where = [
+            "--host",
+            "0.0.0.0" if apart else "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--database",
+            f"{self.folder}/superlink.db",
+        ]
+        self.processes.start(
+            "superlink", [str(BIN / "flower-superlink"), *tls, *where, "--enable-supernode-auth"]
+        )
         self.processes.wait(self.answers, "the SuperLink", 60)
         home = self.folder / "flwr" / "cli"
         home.mkdir(parents=True, exist_ok=True)
         link = {"address": f"127.0.0.1:{self.port}", "root-certificates": f"{self.keys}/ca.crt"}
-        lines = ["[superlink]", 'default = "demo"', "[superlink.demo]", *(f'{key} = "{value}"' for key, value in link.items())]
+        lines = [
+            "[superlink]",
+            'default = "demo"',
+            "[superlink.demo]",
+            *(f'{key} = "{value}"' for key, value in link.items()),
+        ]
         (home / "config.toml").write_text("\n".join(lines) + "\n")
         for site in SITES:
             self.flwr("supernode", "register", f"{self.keys}/{site}.pub", "demo", "--name", site)
-            self.processes.start(f"supernode-{site}", self.supernode(site, ["--root-certificates", f"{self.keys}/ca.crt"], site))
+            self.processes.start(
+                f"supernode-{site}",
+                self.supernode(site, ["--root-certificates", f"{self.keys}/ca.crt"], site),
+            )
 
     def socket(self, site: str) -> Path:
         """Of a site's vault."""
         return self.short / site / "vault.sock"
 
     def supernode(self, site: str, trust: Sequence[str], network: str = SITES[0]) -> list[str]:
-        """The command of a SuperNode whose courier knows the site's vault, from the `network` of a site."""
+        """The command of a SuperNode whose courier knows the site's vault, from the `network` of a
+        site."""
         node = f"vault='unix://{self.socket(site)}'"
         keys = ["--auth-supernode-private-key", f"{self.keys}/{site}"]
         link = self.namespaces.hosts[network] if self.namespaces else "127.0.0.1"
         command = [
-            str(BIN / "flower-supernode"), "--superlink", f"{link}:{self.port}", *trust, *keys, "--node-config", node,
-            "--host", "127.0.0.1", "--port", str(free_port()),
-        ]  # fmt: skip
+            str(BIN / "flower-supernode"),
+            "--superlink",
+            f"{link}:{self.port}",
+            *trust,
+            *keys,
+            "--node-config",
+            node,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(free_port()),
+        ]
         return self.namespaces.inside(network, command) if self.namespaces else command
 
     def check_networks(self) -> None:
-        """Raises Stopped when a site does not reach the SuperLink, or reaches another network or another service of its machine."""
+        """Raises Stopped when a site does not reach the SuperLink, or reaches another network or
+        another service of its machine."""
         if not self.namespaces:
             return
         with socket.socket() as other:
@@ -170,18 +212,41 @@ class Federation:
             for site, neighbour in zip(SITES, [*SITES[1:], SITES[0]], strict=True):
                 if not self.namespaces.reaches(site, self.namespaces.hosts[site], self.port):
                     raise Stopped(f"{site} does not reach the SuperLink from its namespace")
-                beyond = [("127.0.0.1", other.getsockname()[1]), (self.namespaces.hosts[neighbour], self.port)]
-                if found := [host for host, port in beyond if self.namespaces.reaches(site, host, port)]:
+                beyond = [
+                    ("127.0.0.1", other.getsockname()[1]),
+                    (self.namespaces.hosts[neighbour], self.port),
+                ]
+                if found := [
+                    host for host, port in beyond if self.namespaces.reaches(site, host, port)
+                ]:
                     raise Stopped(f"{site} reaches {found[0]} from its namespace")
 
     def flwr(self, *arguments: str) -> Any:
         """What a `flwr` command prints as JSON. Raises Stopped when it fails."""
-        env = os.environ | SETTINGS | {"FLWR_HOME": str(self.folder / "flwr" / "cli"), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        env = (
+            os.environ
+            | SETTINGS
+            | {
+                "FLWR_HOME": str(self.folder / "flwr" / "cli"),
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+            }
+        )
         command = [str(BIN / "flwr"), *arguments, "--format", "json"]
-        done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            command,
+            env=env,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
         place = done.stdout.find("{")
         if done.returncode or place < 0:
-            raise Stopped(f"flwr {' '.join(arguments[:2])} failed: {(done.stdout + done.stderr).strip()[-400:]}")
+            raise Stopped(
+                f"flwr {' '.join(arguments[:2])} failed:"
+                f" {(done.stdout + done.stderr).strip()[-400:]}"
+            )
         return json.loads(done.stdout[place:])
 
     def submit(self, config: Mapping[str, Any]) -> str:
@@ -192,7 +257,8 @@ class Federation:
         return str(submitted.get("run-id") or submitted.get("run_id"))
 
     def ended(self, run_id: str, seconds: float) -> str:
-        """How a run ended, or what it is after `seconds`. Raises Stopped when a process ended by itself."""
+        """How a run ended, or what it is after `seconds`. Raises Stopped when a process ended by
+        itself."""
         deadline, status = time.monotonic() + seconds, ""
         while time.monotonic() < deadline and not status.startswith("finished"):
             time.sleep(2)
@@ -201,9 +267,13 @@ class Federation:
         return status
 
     def run(self, config: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Submit a run, wait for its end, and return its summary. Raises Stopped when it did not complete."""
+        """Submit a run, wait for its end, and return its summary. Raises Stopped when it did not
+        complete."""
         run_id = self.submit(config)
-        status, summary = self.ended(run_id, seconds), Path(config["run"]["folder"]) / "summary.json"
+        status, summary = (
+            self.ended(run_id, seconds),
+            Path(config["run"]["folder"]) / "summary.json",
+        )
         if status != "finished:completed" or not summary.is_file():
             raise Stopped(f"run {run_id} is {status!r}; see {self.folder}/logs/superlink.log")
         return json.loads(summary.read_text())
@@ -218,11 +288,17 @@ class Federation:
         deadline = time.monotonic() + 40
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
-        online = [node for node in self.flwr("supernode", "ls", "demo").get("nodes", []) if node.get("status") == "online"]
+        online = [
+            node
+            for node in self.flwr("supernode", "ls", "demo").get("nodes", [])
+            if node.get("status") == "online"
+        ]
         ended = process.poll()
         self.processes.stop(name)
         if len(online) != len(SITES) or ended == 0:
-            raise Stopped(f"{name} was not turned away: {len(online)} nodes are online, exit {ended}")
+            raise Stopped(
+                f"{name} was not turned away: {len(online)} nodes are online, exit {ended}"
+            )
 
 
 def free_port() -> int:
@@ -243,6 +319,16 @@ def site_file(config: Mapping[str, Any], site: str, folder: Path, place: Path) -
     from fedduet.tasks.builtin.standin import resolve
 
     policy = dict(config["privacy"]["policy"]) | {"share_scores": "private", "epsilon_total": 8.0}
-    found = {"client": site, "folder": str(folder / "state"), "socket": str(place), "task": dict(config["task"]), "policy": policy}
-    found |= {name: config[name] | {"path": resolve(config[name]["path"])} for name in ("slm", "generator")}
-    return found | {"seed": config["seed"], "seeded_noise": True}  # only so that the run can be compared with one in process
+    found = {
+        "client": site,
+        "folder": str(folder / "state"),
+        "socket": str(place),
+        "task": dict(config["task"]),
+        "policy": policy,
+    }
+    found |= {
+        name: config[name] | {"path": resolve(config[name]["path"])}
+        for name in ("slm", "generator")
+    }
+    # only so that the run can be compared with one in process
+    return found | {"seed": config["seed"], "seeded_noise": True}

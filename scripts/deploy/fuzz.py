@@ -1,7 +1,9 @@
-"""`python -m fedduet.scripts.deploy.fuzz [N]`: malformed requests against a vault and a gateway, in processes of their own; 10,000 each by default.
+"""`python -m fedduet.scripts.deploy.fuzz [N]`: malformed requests against a vault and a gateway, in
+processes of their own; 10,000 each by default.
 
-Ends with 0 only when both still answer, none of the requests got anything but a refusal, their memory did not grow by more than 64 MiB,
-and a body of 2 GiB was turned away by both without being read.
+Ends with 0 only when both still answer, none of the requests got anything but a refusal, their
+memory did not grow by more than 64 MiB, and a body of 2 GiB was turned away by both without being
+read.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from typing import Any
 import httpx
 import yaml
 from fedduet.scripts.deploy.demo import configured, write_data
-from fedduet.scripts.deploy.federation import BIN, SITES, Processes, Stopped, free_port, listening, site_file
+from fedduet.scripts.deploy.federation import (
+    BIN,
+    SITES,
+    Processes,
+    Stopped,
+    free_port,
+    listening,
+    site_file,
+)
 from fedduet.wire.body import to_body
 from fedduet.wire.messages import Evaluate, Introduce, LabelledTexts, Score
 
@@ -29,9 +39,17 @@ KEY = "fuzz-key-of-thirty-two-characters!"
 
 
 def vault_bodies(draws: random.Random) -> Iterator[bytes]:
-    """Noise, valid messages with bytes changed, cut or repeated, and lengths that lie; none of them asks for a release that is allowed."""
+    """Noise, valid messages with bytes changed, cut or repeated, and lengths that lie; none of them
+    asks for a release that is allowed."""
     texts = LabelledTexts(["a text"], [0])
-    whole = [to_body(one) for one in (Introduce("i", "run"), Evaluate("e", "run", "no-such"), Score("s", "run", "x", texts, 8.0))]
+    whole = [
+        to_body(one)
+        for one in (
+            Introduce("i", "run"),
+            Evaluate("e", "run", "no-such"),
+            Score("s", "run", "x", texts, 8.0),
+        )
+    ]
     while True:
         body = draws.choice(whole)
         kind = draws.randrange(5)
@@ -46,16 +64,44 @@ def vault_bodies(draws: random.Random) -> Iterator[bytes]:
             yield head.split()[0] + b" %d\n" % draws.choice([-1, 0, 2**31, 2**63, 10**30]) + rest
         else:
             places = {draws.randrange(len(body)) for _ in range(draws.randrange(1, 8))}
-            yield bytes(draws.randrange(256) if i in places else byte for i, byte in enumerate(body))
+            yield bytes(
+                draws.randrange(256) if i in places else byte for i, byte in enumerate(body)
+            )
 
 
 def gateway_bodies(draws: random.Random) -> Iterator[bytes]:
-    """Noise, JSON that is no object, and completion requests with values of wrong kinds and sizes."""
+    """Noise, JSON that is no object, and completion requests with values of wrong kinds and
+    sizes."""
     values: list[Callable[[], Any]] = [
-        lambda: None, lambda: -1, lambda: 1e308, lambda: float("nan"), lambda: "", lambda: "x" * 2000, lambda: [], lambda: {},
-        lambda: [[1, 2], "a"], lambda: True, lambda: 2**70, lambda: "\ud800", lambda: [None] * 50, lambda: {"a": {"b": [1]}},
-    ]  # fmt: skip
-    fields = ("model", "prompt", "max_tokens", "temperature", "top_p", "stop", "seed", "logprobs", "echo", "stream", "n", "nonsense")
+        lambda: None,
+        lambda: -1,
+        lambda: 1e308,
+        lambda: float("nan"),
+        lambda: "",
+        lambda: "x" * 2000,
+        lambda: [],
+        lambda: {},
+        lambda: [[1, 2], "a"],
+        lambda: True,
+        lambda: 2**70,
+        lambda: "\ud800",
+        lambda: [None] * 50,
+        lambda: {"a": {"b": [1]}},
+    ]
+    fields = (
+        "model",
+        "prompt",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "seed",
+        "logprobs",
+        "echo",
+        "stream",
+        "n",
+        "nonsense",
+    )
     while True:
         kind = draws.randrange(4)
         if kind == 0:
@@ -65,8 +111,13 @@ def gateway_bodies(draws: random.Random) -> Iterator[bytes]:
         elif kind == 2:
             yield b"[" * draws.randrange(1, 5000)
         else:
-            body = {name: draws.choice(values)() for name in draws.sample(fields, draws.randrange(1, len(fields)))}
-            yield json.dumps(body | {"max_tokens": draws.choice([-5, "many", 10**9, None, []])}).encode()
+            body = {
+                name: draws.choice(values)()
+                for name in draws.sample(fields, draws.randrange(1, len(fields)))
+            }
+            yield json.dumps(
+                body | {"max_tokens": draws.choice([-5, "many", 10**9, None, []])}
+            ).encode()
 
 
 def resident(pid: int) -> int:
@@ -76,7 +127,8 @@ def resident(pid: int) -> int:
 
 
 def send(client: httpx.Client, path: str, bodies: Iterator[bytes], number: int) -> Counter[int]:
-    """How often each status came back. Raises Stopped when the connection broke without an answer."""
+    """How often each status came back. Raises Stopped when the connection broke without an
+    answer."""
     codes: Counter[int] = Counter()
     for i in range(number):
         body = next(bodies)
@@ -92,7 +144,9 @@ def oversize(family: int, address: Any, path: str, headers: str = "") -> int:
     with socket.socket(family) as link:
         link.settimeout(20)
         link.connect(address)
-        link.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {2**31}\r\n\r\n".encode())
+        link.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {2**31}\r\n\r\n".encode()
+        )
         try:
             for _ in range(16):
                 link.sendall(bytes(65536))
@@ -101,7 +155,15 @@ def oversize(family: int, address: Any, path: str, headers: str = "") -> int:
         return int(link.recv(4096).split()[1])
 
 
-def attacked(name: str, pid: int, client: httpx.Client, path: str, bodies: Iterator[bytes], number: int, big: Callable[[], int]) -> str:
+def attacked(
+    name: str,
+    pid: int,
+    client: httpx.Client,
+    path: str,
+    bodies: Iterator[bytes],
+    number: int,
+    big: Callable[[], int],
+) -> str:
     """What came of it, in a line. Raises Stopped."""
     send(client, path, bodies, min(500, number))  # what a server allocates once
     before = resident(pid)
@@ -115,7 +177,10 @@ def attacked(name: str, pid: int, client: httpx.Client, path: str, bodies: Itera
         raise Stopped(f"{name} does not answer any more")
     if grown > GROWTH:
         raise Stopped(f"{name}: memory grew by {grown / 2**20:.0f} MiB")
-    return f"{name}: {number} malformed requests, answered {dict(sorted(codes.items()))}; memory {grown / 2**20:+.1f} MiB; 2 GiB: {status}"
+    return (
+        f"{name}: {number} malformed requests, answered {dict(sorted(codes.items()))}; memory"
+        f" {grown / 2**20:+.1f} MiB; 2 GiB: {status}"
+    )
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -123,27 +188,58 @@ def main(argv: Sequence[str] = ()) -> int:
     number, draws = int(argv[0]) if argv else 10_000, random.Random(0)
     folder = Path("runs/fuzz").absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    files, port, short = write_data(folder / "data"), free_port(), Path(tempfile.mkdtemp(prefix="fedduet-"))
+    files, port, short = (
+        write_data(folder / "data"),
+        free_port(),
+        Path(tempfile.mkdtemp(prefix="fedduet-")),
+    )
     processes = Processes(folder / "logs", folder / "flwr")
     place, keys = short / "vault.sock", folder / "keys"
     file = folder / "site" / "site.yaml"
     file.parent.mkdir(mode=0o700)
-    file.write_text(yaml.safe_dump(site_file(configured(folder, "run", files, []), SITES[0], file.parent, place)))
+    file.write_text(
+        yaml.safe_dump(
+            site_file(configured(folder, "run", files, []), SITES[0], file.parent, place)
+        )
+    )
     keys.write_text(f"fuzz {KEY}\n")
     keys.chmod(0o600)
     try:
         vault = processes.start("vault", [str(BIN / "fedduet-vault"), "--config", str(file)])
         unlimited = ["gateway.requests_per_minute=1000000"]
-        gateway = processes.start("gateway", [str(BIN / "fedduet-gateway"), "--keys", str(keys), "--port", str(port), *unlimited])
+        gateway = processes.start(
+            "gateway",
+            [str(BIN / "fedduet-gateway"), "--keys", str(keys), "--port", str(port), *unlimited],
+        )
         processes.wait(lambda: place.exists() and listening(port), "the vault and the gateway", 120)
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(place)), base_url="http://vault", timeout=60) as client:
+        with httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(place)), base_url="http://vault", timeout=60
+        ) as client:
             big = lambda: oversize(socket.AF_UNIX, str(place), "/v1/messages")  # noqa: E731
-            print(attacked("vault", vault.pid, client, "/v1/messages", vault_bodies(draws), number, big), flush=True)
+            print(
+                attacked(
+                    "vault", vault.pid, client, "/v1/messages", vault_bodies(draws), number, big
+                ),
+                flush=True,
+            )
         bearer = {"Authorization": f"Bearer {KEY}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=bearer, timeout=60) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers=bearer, timeout=60
+        ) as client:
             header = f"Authorization: Bearer {KEY}\r\n"
             big = lambda: oversize(socket.AF_INET, ("127.0.0.1", port), "/v1/completions", header)  # noqa: E731
-            print(attacked("gateway", gateway.pid, client, "/v1/completions", gateway_bodies(draws), number, big), flush=True)
+            print(
+                attacked(
+                    "gateway",
+                    gateway.pid,
+                    client,
+                    "/v1/completions",
+                    gateway_bodies(draws),
+                    number,
+                    big,
+                ),
+                flush=True,
+            )
     except Stopped as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

@@ -1,6 +1,8 @@
-"""Network namespaces for the sites of the demo: each has an address and one neighbour, the SuperLink; a vault has no network at all.
+"""Network namespaces for the sites of the demo: each has an address and one neighbour, the
+SuperLink; a vault has no network at all.
 
-Needs root and iproute2; what is made here is removed here. A site's namespace has a link of two addresses to the host and no route beyond.
+Needs root and iproute2; what is made here is removed here. A site's namespace has a link of two
+addresses to the host and no route beyond.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ PROBE = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv
 
 
 class Namespaces:
-    """`names[site]` is the namespace of a site's SuperNode, `hosts[site]` the address that the SuperLink has for it."""
+    """`names[site]` is the namespace of a site's SuperNode, `hosts[site]` the address that the
+    SuperLink has for it."""
 
     def __init__(self, sites: Sequence[str]) -> None:
         self.names = {site: f"fd{os.getpid()}-{number}" for number, site in enumerate(sites)}

@@ -1,4 +1,5 @@
-"""A headless Chromium for looking at our own pages: which one there is, pictures in several sizes, and what the browser complains of."""
+"""A headless Chromium for looking at our own pages: which one there is, pictures in several sizes,
+and what the browser complains of."""
 
 from __future__ import annotations
 
@@ -37,9 +38,14 @@ def chromium() -> Iterator[Any]:
         own = Path(driver.chromium.executable_path)
         path = str(own) if own.is_file() else next(filter(None, map(shutil.which, INSTALLED)), None)
         if path is None:
-            raise NoBrowser("no Chromium was found; apt-get install chromium, or .venv/bin/playwright install chromium")
+            raise NoBrowser(
+                "no Chromium was found; apt-get install chromium, or .venv/bin/playwright install"
+                " chromium"
+            )
         try:
-            browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+            browser = driver.chromium.launch(
+                executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
         except Error as failure:
             raise NoBrowser(f"{path} did not start: {str(failure).splitlines()[0]}") from None
         try:
@@ -49,12 +55,20 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, file: Path, size: str, scheme: str, script: bool = True) -> Iterator[tuple[Any, Seen]]:
-    """A local page in a window of `size` and colour `scheme`; nothing it asks of the network is answered."""
+def opened(
+    browser: Any, file: Path, size: str, scheme: str, script: bool = True
+) -> Iterator[tuple[Any, Seen]]:
+    """A local page in a window of `size` and colour `scheme`; nothing it asks of the network is
+    answered."""
     width, height = SIZES[size]
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, java_script_enabled=script)
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, java_script_enabled=script
+    )
     page, seen, address = context.new_page(), Seen(), file.resolve().as_uri()
-    page.on("console", lambda said: seen.console.append(said.text) if said.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda said: seen.console.append(said.text) if said.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda failure: seen.console.append(str(failure)))
 
     def answer(route: Any) -> None:

@@ -1,4 +1,5 @@
-"""A MkDocs hook that makes the reference: commands from `fedduet --help`, settings from conf/ with their comments, code from docstrings."""
+"""A MkDocs hook that makes the reference: commands from `fedduet --help`, settings from conf/ with
+their comments, code from docstrings."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ sys.path.insert(0, str(ROOT))  # mkdocs does not put the repository on the path
 CODE = {  # page: title and modules
     "strategies": (
         "Strategies and moves",
-        ["fedduet.strategies.run.moves", "fedduet.strategies.fdkt", "fedduet.strategies.crosslm", "fedduet.strategies.gboost", "fedduet.strategies.custom"],
+        [
+            "fedduet.strategies.run.moves",
+            "fedduet.strategies.fdkt",
+            "fedduet.strategies.crosslm",
+            "fedduet.strategies.gboost",
+            "fedduet.strategies.custom",
+        ],
     ),
     "vault": (
         "Vault",
@@ -25,9 +32,34 @@ CODE = {  # page: title and modules
             "fedduet.clients.vault.answering.search",
         ],
     ),
-    "models": ("Models", ["fedduet.lm.dp.dpsgd", "fedduet.lm.dp.accounting", "fedduet.lm.training.classify", "fedduet.lm.training.causal", "fedduet.lm.decoding.fusion"]),
-    "tasks": ("Tasks", ["fedduet.tasks.config", "fedduet.tasks.task", "fedduet.tasks.data.questions", "fedduet.tasks.reasoning"]),
-    "engines": ("LLM engines", ["fedduet.server.llm.base", "fedduet.server.llm.config", "fedduet.server.writing.curate", "fedduet.server.writing.augment"]),
+    "models": (
+        "Models",
+        [
+            "fedduet.lm.dp.dpsgd",
+            "fedduet.lm.dp.accounting",
+            "fedduet.lm.training.classify",
+            "fedduet.lm.training.causal",
+            "fedduet.lm.decoding.fusion",
+        ],
+    ),
+    "tasks": (
+        "Tasks",
+        [
+            "fedduet.tasks.config",
+            "fedduet.tasks.task",
+            "fedduet.tasks.data.questions",
+            "fedduet.tasks.reasoning",
+        ],
+    ),
+    "engines": (
+        "LLM engines",
+        [
+            "fedduet.server.llm.base",
+            "fedduet.server.llm.config",
+            "fedduet.server.writing.curate",
+            "fedduet.server.writing.augment",
+        ],
+    ),
     "messages": ("Messages", ["fedduet.wire.messages"]),
 }
 
@@ -43,7 +75,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 def pages() -> dict[str, str]:
     """The reference's pages in Markdown, by name."""
-    made = {name: f"# {title}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n" for name, (title, modules) in CODE.items()}
+    made = {
+        name: f"# {title}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
+        for name, (title, modules) in CODE.items()
+    }
     return made | {"configuration": configuration(), "commands": commands()}
 
 
@@ -52,26 +87,41 @@ def commands() -> str:
     source = (ROOT / "scripts" / "run.py").read_text(encoding="utf-8")
     usage = re.search(r'USAGE = """(.*?)\n\ngroups', source, re.DOTALL)[1]  # type: ignore[index]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = "\n".join(f"| `make {name}` | {said} |" for name, said in re.findall(r"^([\w-]+):.*?## (.+)$", makefile, re.MULTILINE))
-    scripts = re.search(r"\[project\.scripts\]\n(.*?)\n\n", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL)[1]  # type: ignore[index]
+    targets = "\n".join(
+        f"| `make {name}` | {said} |"
+        for name, said in re.findall(r"^([\w-]+):.*?## (.+)$", makefile, re.MULTILINE)
+    )
+    scripts = re.search(
+        r"\[project\.scripts\]\n(.*?)\n\n",
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )[1]  # type: ignore[index]
     programs = "\n".join(f"- `{line.split(' = ')[0]}`" for line in scripts.splitlines())
     return (
-        f"# Commands\n\n```\n{usage}\n```\n\nEvery sub-command answers `--help`.\n\n## Programs\n\n{programs}\n\n"
-        f"## Make\n\n| target | what it does |\n|---|---|\n{targets}\n"
+        f"# Commands\n\n```\n{usage}\n```\n\nEvery sub-command answers `--help`.\n\n##"
+        f" Programs\n\n{programs}\n\n## Make\n\n| target | what it does |\n|---|---|\n{targets}\n"
     )
 
 
 def configuration() -> str:
-    """Every group of conf/ with its choices: the comment on a file's first line, then each key, its value and its comment."""
+    """Every group of conf/ with its choices: the comment on a file's first line, then each key, its
+    value and its comment."""
     parts = [
-        "# Configuration\n\nOne choice of each group, and any key by override: `fedduet task=files privacy.epsilon=4 seed=1`. "
-        "`${builtin_or:PATH,A,B}` is A for a model of the built-in world and B for any other. A choice that builds on another "
-        "(`defaults`) has that one's keys too.\n"
+        "# Configuration\n\nOne choice of each group, and any key by override: `fedduet task=files"
+        " privacy.epsilon=4 seed=1`. `${builtin_or:PATH,A,B}` is A for a model of the built-in"
+        " world and B for any other. A choice that builds on another (`defaults`) has that one's"
+        " keys too.\n"
     ]
-    for group in sorted(folder for folder in (ROOT / "conf").iterdir() if folder.is_dir() and not folder.name.startswith("_")):
+    for group in sorted(
+        folder
+        for folder in (ROOT / "conf").iterdir()
+        if folder.is_dir() and not folder.name.startswith("_")
+    ):
         parts.append(f"## {group.name}\n")
         for file in sorted(group.glob("*.yaml")):
-            parts.append(f"### {group.name}={file.stem}\n\n{_choice(file.read_text(encoding='utf-8'))}\n")
+            parts.append(
+                f"### {group.name}={file.stem}\n\n{_choice(file.read_text(encoding='utf-8'))}\n"
+            )
     return "\n".join(parts)
 
 

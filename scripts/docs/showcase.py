@@ -1,4 +1,5 @@
-"""`make screenshots`: runs the built-in world by each method, and a sweep, and puts the reports and pictures of them into docs/."""
+"""`make screenshots`: runs the built-in world by each method, and a sweep, and puts the reports and
+pictures of them into docs/."""
 
 from __future__ import annotations
 
@@ -20,32 +21,55 @@ RUNS = {  # name: overrides
 }
 SWEEP = [
     *("-m", "strategy=fdkt", "federation=inprocess", "privacy.epsilon=1,2,4,8", "seed=0,1,2"),
-    *("strategy.augment.per_label=100", "strategy.baselines={dp_only: true, zero_shot: true, fedavg: false, pooled: false}"),
+    *(
+        "strategy.augment.per_label=100",
+        "strategy.baselines={dp_only: true, zero_shot: true, fedavg: false, pooled: false}",
+    ),
 ]
-ASKED = {"gboost": ["start with 20 . then a red . then a lime . how many ?", "--client", "bakery", "--keep"]}  # of the made-up world
+# of the made-up world
+ASKED = {
+    "gboost": [
+        "start with 20 . then a red . then a lime . how many ?",
+        "--client",
+        "bakery",
+        "--keep",
+    ]
+}
 VIEWS = (("desktop", "light"), ("desktop", "dark"), ("phone", "light"))
 MOST_PICTURE, MOST_PAGE = 300_000, 500_000  # bytes
 
 
 def main(argv: Sequence[str]) -> int:
     """A run that is finished already is not repeated. 1 when a run fails, 2 without a browser."""
-    parser = argparse.ArgumentParser(prog="python -m fedduet.scripts.docs.showcase", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fedduet.scripts.docs.showcase", description=__doc__
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are kept")
     parser.add_argument("--only", choices=[*RUNS, "sweep"], nargs="+", default=[*RUNS, "sweep"])
     given = parser.parse_args(list(argv))
     for name in given.only:
         folder = given.runs / f"showcase-{name}"
         if name == "sweep":
-            if done := subprocess.run([sys.executable, "-m", "fedduet.scripts.run", *SWEEP, f"hydra.sweep.dir={folder}"]).returncode:
+            if done := subprocess.run(
+                [sys.executable, "-m", "fedduet.scripts.run", *SWEEP, f"hydra.sweep.dir={folder}"]
+            ).returncode:
                 return done
             sweep_report([str(folder), "--out", str(DOCS / "reports" / "sweep.html")])
             continue
         if not (folder / "summary.json").is_file():
-            command = [sys.executable, "-m", "fedduet.scripts.run", *RUNS[name], f"run.folder={folder}"]
+            command = [
+                sys.executable,
+                "-m",
+                "fedduet.scripts.run",
+                *RUNS[name],
+                f"run.folder={folder}",
+            ]
             if done := subprocess.run(command).returncode:
                 return done
             if name in ASKED and (
-                done := subprocess.run([sys.executable, "-m", "fedduet.scripts.run", "ask", str(folder), *ASKED[name]]).returncode
+                done := subprocess.run(
+                    [sys.executable, "-m", "fedduet.scripts.run", "ask", str(folder), *ASKED[name]]
+                ).returncode
             ):
                 return done
         report([str(folder), "--out", str(DOCS / "reports" / f"{name}.html")])
@@ -58,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def shoot(names: Sequence[str]) -> None:
-    """Pictures of the reports in docs/, each as a window shows it first. Raises NoBrowser, ValueError for a file that is too large."""
+    """Pictures of the reports in docs/, each as a window shows it first. Raises NoBrowser,
+    ValueError for a file that is too large."""
     (DOCS / "pictures").mkdir(exist_ok=True)
     with chromium() as browser:
         for name in names:
@@ -72,7 +97,10 @@ def shoot(names: Sequence[str]) -> None:
             for file in files:
                 most = MOST_PAGE if file.suffix == ".html" else MOST_PICTURE
                 if file.stat().st_size > most:
-                    raise ValueError(f"{file} has {file.stat().st_size} bytes; at most {most} belong into the repository")
+                    raise ValueError(
+                        f"{file} has {file.stat().st_size} bytes; at most {most} belong into the"
+                        " repository"
+                    )
 
 
 if __name__ == "__main__":

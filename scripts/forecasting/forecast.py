@@ -1,4 +1,5 @@
-"""`fedduet check OVERRIDES...`: checks a configuration without running it, and says what it will take: epsilon, tokens, time, memory."""
+"""`fedduet check OVERRIDES...`: checks a configuration without running it, and says what it will
+take: epsilon, tokens, time, memory."""
 
 from __future__ import annotations
 
@@ -33,14 +34,17 @@ LLM_KINDS = ("augment", "augment_plain", "write")  # that draw tokens
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of wall time, bytes of peak memory (all processes), LLM tokens, and the privacy budget by site.
+    """Seconds of wall time, bytes of peak memory (all processes), LLM tokens, and the privacy
+    budget by site.
 
-    None: not estimated. `seconds_by_kind`: where the time goes, one process. `limit`: the most new tokens that the counts allow.
+    None: not estimated. `seconds_by_kind`: where the time goes, one process. `limit`: the most new
+    tokens that the counts allow.
     """
 
     sites: Mapping[str, Spend]
     seconds: float | None = None
-    processor_seconds: float | None = None  # the same work as if nothing else ran on the machine, where `seconds` has its load
+    # the same work as if nothing else ran on the machine, where `seconds` has its load
+    processor_seconds: float | None = None
     memory: float | None = None
     gpu_memory: float = 0.0
     requests: float | None = None
@@ -54,8 +58,9 @@ class Forecast:
 def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
     """What a run of `config` will take. Raises ConfigError for a configuration that cannot work.
 
-    Time and memory come from pilots of the very models with the data of the simulated sites (scripts/forecasting/pilot.py), whose seconds grow
-    linearly with counts: per kind of phase, seconds = a * calls + b * units.
+    Time and memory come from pilots of the very models with the data of the simulated sites
+    (scripts/forecasting/pilot.py), whose seconds grow linearly with counts: per kind of phase,
+    seconds = a * calls + b * units.
     """
     federation = check(FederationConfig, config["federation"], "federation")
     check_ray(federation)
@@ -63,25 +68,44 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
     settings, _ = strategy_settings(config)
     task = task_for(settings, config)
     if not isinstance(task, TaskConfig):
-        return Forecast({}, notes=("Questions are answered within strategy.search's budgets; time and tokens are not estimated.",))
+        return Forecast(
+            {},
+            notes=(
+                (
+                    "Questions are answered within strategy.search's budgets; time and tokens are"
+                    " not estimated."
+                ),
+            ),
+        )
     _, generator, privacy = site_settings(config)
     by_user = privacy.policy.unit == "user"
-    loaded = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user)
+    loaded = check_data(
+        task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user
+    )
     rows = Rows(
         {name: sum(site.train.values()) for name, site in loaded.items()},
         {name: sum(site.test.values()) for name, site in loaded.items()},
         len(next(iter(loaded.values())).train),
-        {name: site.users if by_user else sum(site.train.values()) for name, site in loaded.items()},
+        {
+            name: site.users if by_user else sum(site.train.values())
+            for name, site in loaded.items()
+        },
     )
     sites = spends(config, settings, privacy, rows.units, rows.labels)
     asked = work(config, rows)
     if asked is None:
-        return Forecast(sites, notes=(f"Time, memory and tokens are not estimated for strategy {settings.name}.",))
+        return Forecast(
+            sites,
+            notes=(f"Time, memory and tokens are not estimated for strategy {settings.name}.",),
+        )
     requests = sum(asked[kind].units for kind in LLM_KINDS if kind in asked)
     asks = config["strategy"].get("augment", config["strategy"].get("write", {}))
     limit = requests * float(asks.get("max_new_tokens", 0)) * asks.get("max_rounds", 1)
     if config["llm"]["engine"] == "openai":
-        note = "The endpoint is not asked before the run, so time and memory are not estimated; new tokens are at most the limit."
+        note = (
+            "The endpoint is not asked before the run, so time and memory are not estimated; new"
+            " tokens are at most the limit."
+        )
         return Forecast(sites, requests=requests, limit=limit, notes=(note,))
     if not calibrate:
         return Forecast(sites, requests=requests, limit=limit)
@@ -89,7 +113,12 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
 
 
 def _scaled(
-    config: Mapping[str, Any], rows: Rows, asked: Mapping[str, Work], sites: Mapping[str, Spend], federation: FederationConfig, limit: float
+    config: Mapping[str, Any],
+    rows: Rows,
+    asked: Mapping[str, Work],
+    sites: Mapping[str, Spend],
+    federation: FederationConfig,
+    limit: float,
 ) -> Forecast:
     sizes = max(rows.train.values()), max(rows.test.values())
     pilots = [pilot.shrunk(config, share, *sizes) for share in pilot.SIZES]
@@ -101,38 +130,70 @@ def _scaled(
     for kind in LLM_KINDS:
         used = large["usage"].get(kind)
         if kind in asked and used and used["requests"]:
-            factor = asked[kind].units / more[kind].units  # of requests as the engine counts them: a chat answer holds several texts
+            # of requests as the engine counts them: a chat answer holds several texts
+            factor = asked[kind].units / more[kind].units
             requests += factor * used["requests"]
             prompt += factor * used["prompt_tokens"]
             new += factor * used["new_tokens"]
-    seconds, memory = found["start"] + large["rest"] + sum(kinds.values()), FULL_BATCHES * found["memory"]
+    seconds, memory = (
+        found["start"] + large["rest"] + sum(kinds.values()),
+        FULL_BATCHES * found["memory"],
+    )
     notes = ["Time and memory are from pilots on this machine under its load at that time."]
     if federation.kind == "simulation":
-        workers = max(1, min(len(rows.train), int((os.cpu_count() or 1) / federation.cpus_per_client)))
-        at_llm = sum(value for kind, value in kinds.items() if kind in (*LLM_KINDS, "curate", "tune_generator", "tune_task", "measure_llm"))
+        workers = max(
+            1, min(len(rows.train), int((os.cpu_count() or 1) / federation.cpus_per_client))
+        )
+        at_llm = sum(
+            value
+            for kind, value in kinds.items()
+            if kind in (*LLM_KINDS, "curate", "tune_generator", "tune_task", "measure_llm")
+        )
         seconds = found["start"] + RAY_START + at_llm + (sum(kinds.values()) - at_llm) / workers
         memory *= 1 + workers
-        notes.append(f"On Ray: {workers} workers beside the server, each counted with the memory of the whole pilot.")
+        notes.append(
+            f"On Ray: {workers} workers beside the server, each counted with the memory of the"
+            " whole pilot."
+        )
     gpu = FULL_BATCHES * found["gpu_memory"]
-    alone = (large["rest"] + sum(kinds.values())) * found["busy"] + found["start"] * min(1.0, found["busy"])
-    return Forecast(sites, seconds, alone, memory, gpu, requests, prompt, new, limit, kinds, tuple(notes))
+    alone = (large["rest"] + sum(kinds.values())) * found["busy"] + found["start"] * min(
+        1.0, found["busy"]
+    )
+    return Forecast(
+        sites, seconds, alone, memory, gpu, requests, prompt, new, limit, kinds, tuple(notes)
+    )
 
 
 def _with_tests(rows: Rows, config: Mapping[str, Any]) -> Rows:
-    return Rows(rows.train, {name: min(count, config["task"]["test_rows"]) for name, count in rows.test.items()}, rows.labels, rows.units)
+    return Rows(
+        rows.train,
+        {name: min(count, config["task"]["test_rows"]) for name, count in rows.test.items()},
+        rows.labels,
+        rows.units,
+    )
 
 
-def _line(kind: str, small: Mapping[str, Any], large: Mapping[str, Any], less: Any, more: Any, need: Work) -> float:
-    """Seconds of `kind`, by the line through both pilots; through zero and the larger one where the line makes no sense.
+def _line(
+    kind: str, small: Mapping[str, Any], large: Mapping[str, Any], less: Any, more: Any, need: Work
+) -> float:
+    """Seconds of `kind`, by the line through both pilots; through zero and the larger one where the
+    line makes no sense.
 
-    `measure_llm` inside a tuning is counted by its own kind's rate, so it is taken off the tuning's seconds first.
+    `measure_llm` inside a tuning is counted by its own kind's rate, so it is taken off the tuning's
+    seconds first.
     """
     if kind not in large["seconds"]:
         return 0.0
     lower, upper = (one["seconds"].get(kind, 0.0) for one in (small, large))
     if kind == "tune_task":
-        lower, upper = (max(0.0, s - one["seconds"].get("measure_llm", 0.0)) for s, one in ((lower, small), (upper, large)))
-    first, second = (float(run["tuned"].get(kind) or part[kind].units) for run, part in ((small, less), (large, more)))
+        lower, upper = (
+            max(0.0, s - one["seconds"].get("measure_llm", 0.0))
+            for s, one in ((lower, small), (upper, large))
+        )
+    first, second = (
+        float(run["tuned"].get(kind) or part[kind].units)
+        for run, part in ((small, less), (large, more))
+    )
     calls = more[kind].calls
     if kind == "measure_llm":  # two of these rows are in a tuning, and timed there
         first, second = first / 2, second / 2
@@ -143,11 +204,12 @@ def _line(kind: str, small: Mapping[str, Any], large: Mapping[str, Any], less: A
     return need.calls * fixed + need.units * slope
 
 
-# -- The command ----------------------------------------------------------------------------------------------------------
+# -- The command -----------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str]) -> int:
-    """`fedduet check OVERRIDES...`: 0 for a configuration that works; 2, with a sentence, for one that does not."""
+    """`fedduet check OVERRIDES...`: 0 for a configuration that works; 2, with a sentence, for one
+    that does not."""
     from fedduet.scripts.run import check_words
 
     if set(argv) & {"-h", "--help"}:
@@ -180,33 +242,62 @@ def _plain(told: Forecast) -> dict[str, Any]:
 def show(told: Forecast, config: Mapping[str, Any], console: Console | None = None) -> None:
     """The forecast as tables."""
     console = console or Console()
-    title = f"{config['strategy']['name']} on {config['task']['name']}: this configuration works; a run will take"
+    title = (
+        f"{config['strategy']['name']} on {config['task']['name']}: this configuration works; a run"
+        " will take"
+    )
     table = Table(title=title, show_header=False)
     clock = "not estimated" if told.seconds is None else _clock(told.seconds)
     table.add_row("wall time", clock)
     if told.processor_seconds is not None:
         table.add_row("processor time of one process", _clock(told.processor_seconds))
-    table.add_row("peak memory", "not estimated" if told.memory is None else f"{told.memory / 2**20:,.0f} MiB")
+    table.add_row(
+        "peak memory", "not estimated" if told.memory is None else f"{told.memory / 2**20:,.0f} MiB"
+    )
     if told.gpu_memory:
         table.add_row("peak GPU memory", f"{told.gpu_memory / 2**20:,.0f} MiB")
     if told.requests is not None:
-        drawn = "" if told.new_tokens is None else f"about {told.prompt_tokens:,.0f} prompt and {told.new_tokens:,.0f} new; "
-        table.add_row("LLM tokens", f"{drawn}at most {told.limit:,.0f} new, {told.requests:,.0f} requests")
+        drawn = (
+            ""
+            if told.new_tokens is None
+            else f"about {told.prompt_tokens:,.0f} prompt and {told.new_tokens:,.0f} new; "
+        )
+        table.add_row(
+            "LLM tokens", f"{drawn}at most {told.limit:,.0f} new, {told.requests:,.0f} requests"
+        )
     console.print(table)
     if told.sites:
         budget = Table(title="privacy budget, exactly")
-        for column in ("site", "epsilon of the run", "of the whole ledger then", "delta", "noise multiplier"):
+        for column in (
+            "site",
+            "epsilon of the run",
+            "of the whole ledger then",
+            "delta",
+            "noise multiplier",
+        ):
             budget.add_column(column, justify="left" if column == "site" else "right")
         for site, one in told.sites.items():
-            said = [f"{value:.4f}" if math.isfinite(value) else "no guarantee" for value in (one.epsilon, one.total)]
+            said = [
+                f"{value:.4f}" if math.isfinite(value) else "no guarantee"
+                for value in (one.epsilon, one.total)
+            ]
             budget.add_row(site, *said, f"{one.delta:.1e}", f"{one.noise_multiplier:.4f}")
         console.print(budget)
     if told.seconds_by_kind:
         slow = sorted(told.seconds_by_kind.items(), key=lambda item: -item[1])
-        console.print("seconds by kind, one process: " + ", ".join(f"{kind} {value:.1f}" for kind, value in slow if value >= 0.05))
+        console.print(
+            "seconds by kind, one process: "
+            + ", ".join(f"{kind} {value:.1f}" for kind, value in slow if value >= 0.05)
+        )
     for note in told.notes:
         console.print(note)
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,4 +1,5 @@
-"""Small runs of a configuration's very models, to learn what its phases cost here. `python -m fedduet.scripts.forecasting.pilot FILE` runs them."""
+"""Small runs of a configuration's very models, to learn what its phases cost here.
+`python -m fedduet.scripts.forecasting.pilot FILE` runs them."""
 
 from __future__ import annotations
 
@@ -32,11 +33,13 @@ NAMES = {  # of a phase's beginning: its kind; the first that fits
     "tune-task": "tune_task",
 }
 VERSION = 2  # of what is kept in the cache
-SIZES = (0.0, 0.0, 0.25)  # shares of the counts; the first run warms the process up and is not used [O]
+# shares of the counts; the first run warms the process up and is not used [O]
+SIZES = (0.0, 0.0, 0.25)
 
 
 def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> dict[str, Any]:
-    """`config` with `share` of its counts, at least the least that works, one round, and few baselines; same models and batches.
+    """`config` with `share` of its counts, at least the least that works, one round, and few
+    baselines; same models and batches.
 
     `train`: rows of the largest site, `test`: of its test split.
     """
@@ -59,7 +62,10 @@ def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> di
     strategy["baselines"] = dict.fromkeys(settings.KNOWN, False)
     if strategy["name"] == "fdkt":
         strategy["demonstrations_per_label"] = part(strategy["demonstrations_per_label"], 2)
-        strategy["augment"] |= {"per_label": part(strategy["augment"]["per_label"], 2), "max_rounds": 1}
+        strategy["augment"] |= {
+            "per_label": part(strategy["augment"]["per_label"], 2),
+            "max_rounds": 1,
+        }
         strategy["baselines"] |= {"zero_shot": True}
     else:
         strategy["per_label"] = part(strategy["per_label"], 3)
@@ -71,26 +77,48 @@ def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> di
 
 
 def measure(configs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, Any]:
-    """What `main` prints for `configs`, from a process of its own; from the cache where the very same was measured here before.
+    """What `main` prints for `configs`, from a process of its own; from the cache where the very
+    same was measured here before.
 
     Raises RuntimeError with what a pilot said when it failed.
     """
     import torch
 
-    plain = [{**config, "seed": 0, "run": None, "tracking": None, "federation": None} for config in configs]
-    here = [platform.node(), os.cpu_count(), torch.__version__, torch.cuda.is_available(), os.environ.get("OMP_NUM_THREADS")]
-    digest = hashlib.sha256(json.dumps([VERSION, plain, here], sort_keys=True).encode()).hexdigest()[:16]
+    plain = [
+        {**config, "seed": 0, "run": None, "tracking": None, "federation": None}
+        for config in configs
+    ]
+    here = [
+        platform.node(),
+        os.cpu_count(),
+        torch.__version__,
+        torch.cuda.is_available(),
+        os.environ.get("OMP_NUM_THREADS"),
+    ]
+    digest = hashlib.sha256(
+        json.dumps([VERSION, plain, here], sort_keys=True).encode()
+    ).hexdigest()[:16]
     file = cache / f"calibration-{digest}.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8")) | {"cached": True}
     with tempfile.TemporaryDirectory() as folder:
-        runs = [{**config, "run": {**config["run"], "folder": f"{folder}/{number}"}} for number, config in enumerate(configs)]
+        runs = [
+            {**config, "run": {**config["run"], "folder": f"{folder}/{number}"}}
+            for number, config in enumerate(configs)
+        ]
         asked = Path(folder) / "configs.json"
         asked.write_text(json.dumps(runs), encoding="utf-8")
         began = time.time()
-        done = subprocess.run([sys.executable, "-m", "fedduet.scripts.forecasting.pilot", str(asked)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "fedduet.scripts.forecasting.pilot", str(asked)],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            raise RuntimeError(f"the pilot run stopped: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+            raise RuntimeError(
+                "the pilot run stopped:"
+                f" {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"
+            )
         found = json.loads((Path(folder) / "found.json").read_text(encoding="utf-8"))
         found["start"] = found["ready"] - began
     cache.mkdir(parents=True, exist_ok=True)
@@ -99,7 +127,8 @@ def measure(configs: Sequence[Mapping[str, Any]], cache: Path) -> dict[str, Any]
 
 
 def main(file: Path) -> None:
-    """Run every configuration of the JSON `file`; write `found.json` beside it: seconds by kind, LLM usage, peak memory in bytes."""
+    """Run every configuration of the JSON `file`; write `found.json` beside it: seconds by kind,
+    LLM usage, peak memory in bytes."""
     from fedduet.scripts.launching.federation import run_inprocess
     from fedduet.scripts.launching.preflight import preflight
     from fedduet.server.app import build_app
@@ -111,8 +140,17 @@ def main(file: Path) -> None:
 
         ready, cpu = ready or time.time(), cpu or time.process_time()
         run_inprocess(build_app(), client_app, config, len(names))
-        summary = json.loads((Path(config["run"]["folder"]) / "summary.json").read_text(encoding="utf-8"))
-        events = [json.loads(line) for line in (Path(config["run"]["folder"]) / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+        summary = json.loads(
+            (Path(config["run"]["folder"]) / "summary.json").read_text(encoding="utf-8")
+        )
+        events = [
+            json.loads(line)
+            for line in (
+                (Path(config["run"]["folder"]) / "events.jsonl")
+                .read_text(encoding="utf-8")
+                .splitlines()
+            )
+        ]
         runs.append(
             {
                 "seconds": _by_kind(summary["seconds"]["phases"]),
@@ -124,8 +162,14 @@ def main(file: Path) -> None:
     import torch
 
     scale = 1 if sys.platform == "darwin" else 1024
-    busy = (time.process_time() - cpu) / max(time.time() - ready, 1e-9)  # processor seconds for a second of wall time
-    found = {"runs": runs, "ready": ready, "busy": busy, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    # processor seconds for a second of wall time
+    busy = (time.process_time() - cpu) / max(time.time() - ready, 1e-9)
+    found = {
+        "runs": runs,
+        "ready": ready,
+        "busy": busy,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+    }
     found["gpu_memory"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     (file.parent / "found.json").write_text(json.dumps(found), encoding="utf-8")
 
@@ -146,7 +190,9 @@ def _usage(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     total: dict[str, dict[str, int]] = {}
     for entry in events:
         if entry["event"] == "llm_usage":
-            of = total.setdefault(_kind(entry["phase"]), {"requests": 0, "prompt_tokens": 0, "new_tokens": 0})
+            of = total.setdefault(
+                _kind(entry["phase"]), {"requests": 0, "prompt_tokens": 0, "new_tokens": 0}
+            )
             for key in of:
                 of[key] += entry[key]
     return total

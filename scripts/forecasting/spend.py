@@ -1,4 +1,5 @@
-"""What a run will spend of every simulated site's privacy budget, exactly, by the site's own rules, policy and ledger."""
+"""What a run will spend of every simulated site's privacy budget, exactly, by the site's own rules,
+policy and ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ RUN = "check"
 
 @dataclass(frozen=True)
 class Spend:
-    """Of one site: what the run alone spends and what the ledger will hold with it, both at `delta`; infinite: no guarantee."""
+    """Of one site: what the run alone spends and what the ledger will hold with it, both at
+    `delta`; infinite: no guarantee."""
 
     epsilon: float
     total: float
@@ -35,25 +37,38 @@ class Spend:
     noise_multiplier: float
 
 
-def spends(config: Mapping[str, Any], settings: Any, privacy: PrivacyConfig, units: Mapping[str, int], labels: int) -> dict[str, Spend]:
+def spends(
+    config: Mapping[str, Any],
+    settings: Any,
+    privacy: PrivacyConfig,
+    units: Mapping[str, int],
+    labels: int,
+) -> dict[str, Spend]:
     """By site, which has `units` units of privacy, for FDKT and CrossLM; {} for others.
 
     Raises ConfigError with a site's own words where it will refuse.
     """
     if not isinstance(settings, FDKTConfig | CrossLMConfig):
         return {}
-    folder = Path(config["federation"]["state_folder"] or Path(config["run"]["folder"] or "runs/none") / "sites")
+    folder = Path(
+        config["federation"]["state_folder"]
+        or Path(config["run"]["folder"] or "runs/none") / "sites"
+    )
     found = {}
     for site, count in units.items():
         home = folder / site_folder(site)
         try:
-            found[site] = _spend(simulated_site(config, site, home, folder), settings, privacy, count, labels)
+            found[site] = _spend(
+                simulated_site(config, site, home, folder), settings, privacy, count, labels
+            )
         except (PolicyError, BudgetError, ValueError) as refusal:
             raise ConfigError(f"the site {site} would refuse: {refusal}") from None
     return found
 
 
-def _spend(site: SiteConfig, settings: Any, privacy: PrivacyConfig, units: int, labels: int) -> Spend:
+def _spend(
+    site: SiteConfig, settings: Any, privacy: PrivacyConfig, units: int, labels: int
+) -> Spend:
     delta = rules.delta_for(site.policy, units, privacy.delta)
     unprotected = {"scores"} if site.policy.share_scores == "any" else set()
     with tempfile.TemporaryDirectory() as copy:
@@ -61,26 +76,52 @@ def _spend(site: SiteConfig, settings: Any, privacy: PrivacyConfig, units: int, 
         if (site.folder / "ledger.jsonl").is_file():
             shutil.copy(site.folder / "ledger.jsonl", path)
         ledger = Ledger(
-            path, site.policy.epsilon_total, delta, site.policy.allow_unprotected, unprotected=unprotected, unit=site.policy.unit
+            path,
+            site.policy.epsilon_total,
+            delta,
+            site.policy.allow_unprotected,
+            unprotected=unprotected,
+            unit=site.policy.unit,
         )
         events = _events(ledger, site, settings, privacy, units, labels)
-        total = math.inf if any(event.kind == "none" for event in events) else compose([*ledger.events(), *events], delta)
+        total = (
+            math.inf
+            if any(event.kind == "none" for event in events)
+            else compose([*ledger.events(), *events], delta)
+        )
         alone = math.inf if math.isinf(total) else compose(events, delta)
     return Spend(alone, total, delta, events[0].noise_multiplier)
 
 
-def _events(ledger: Ledger, site: SiteConfig, settings: Any, privacy: PrivacyConfig, units: int, labels: int) -> list[Event]:
+def _events(
+    ledger: Ledger, site: SiteConfig, settings: Any, privacy: PrivacyConfig, units: int, labels: int
+) -> list[Event]:
     """What the vault will charge, planned as it plans."""
     if isinstance(settings, FDKTConfig):
         request = Synthesize(
-            "check", RUN, 0, settings.rounds, settings.demonstrations_per_label, privacy.epsilon, privacy.delta, seed=site.seed
+            "check",
+            RUN,
+            0,
+            settings.rounds,
+            settings.demonstrations_per_label,
+            privacy.epsilon,
+            privacy.delta,
+            seed=site.seed,
         )
         rules.check_synthesize(site.policy, request, units, labels)
         steps, rate = planned_steps(site.generator, units)
         sigma = ledger.plan(privacy.epsilon, RUN, rate, steps, settings.rounds)
-        return [Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()] * settings.rounds
+        return [
+            Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+        ] * settings.rounds
     if privacy.feedback == "votes":
-        return [Event.gaussian(ledger.plan(privacy.epsilon, RUN, 1.0, 1, settings.rounds), 1)] * settings.rounds
+        return [
+            Event.gaussian(ledger.plan(privacy.epsilon, RUN, 1.0, 1, settings.rounds), 1)
+        ] * settings.rounds
     if privacy.feedback == "gaussian":
-        return [Event.gaussian(ledger.plan(privacy.epsilon, RUN, 1.0, feedback.STEPS, 1), feedback.STEPS)]
+        return [
+            Event.gaussian(
+                ledger.plan(privacy.epsilon, RUN, 1.0, feedback.STEPS, 1), feedback.STEPS
+            )
+        ]
     return [Event.none()] * settings.rounds

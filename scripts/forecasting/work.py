@@ -1,4 +1,5 @@
-"""How much work a configuration asks for, by kind of phase: from counts alone, nothing is loaded. FDKT and CrossLM."""
+"""How much work a configuration asks for, by kind of phase: from counts alone, nothing is loaded.
+FDKT and CrossLM."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ ACCEPTED = 0.7  # share of a round's texts that the sites' scores accept, for co
 
 @dataclass(frozen=True)
 class Rows:
-    """What the sites hold, by site: training and test rows; the number of labels; and, by site, units of privacy in the training rows."""
+    """What the sites hold, by site: training and test rows; the number of labels; and, by site,
+    units of privacy in the training rows."""
 
     train: Mapping[str, int]
     test: Mapping[str, int]
@@ -29,16 +31,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Work:
-    """`calls`: how often a phase of this kind starts (at a site, or at the LLM); `units`: how much it then does in all."""
+    """`calls`: how often a phase of this kind starts (at a site, or at the LLM); `units`: how much
+    it then does in all."""
 
     calls: float
     units: float
 
 
 def work(config: Mapping[str, Any], rows: Rows) -> dict[str, Work] | None:
-    """By kind: `synthesize` (steps and texts, each as a share), `curate` and `score` (texts), `augment`, `augment_plain` and `write`
-    (requests of one text each), `learn` (steps), `measure` (rows), `tune_generator` and `tune_task` (steps), `measure_llm` (rows).
-    None for a strategy that is not counted here."""
+    """By kind: `synthesize` (steps and texts, each as a share), `curate` and `score` (texts),
+    `augment`, `augment_plain` and `write` (requests of one text each), `learn` (steps), `measure`
+    (rows), `tune_generator` and `tune_task` (steps), `measure_llm` (rows). None for a strategy that
+    is not counted here."""
     settings, _ = strategy_settings(config)
     if isinstance(settings, FDKTConfig):
         items = _fdkt(settings, config, rows)
@@ -59,8 +63,13 @@ Items = Iterator[tuple[str, float, float]]
 def _fdkt(settings: FDKTConfig, config: Mapping[str, Any], rows: Rows) -> Items:
     slm, generator, _ = site_settings(config)
     sites, labels, rounds = len(rows.train), rows.labels, settings.rounds
-    wanted, shown = settings.augment["per_label"] * labels, settings.demonstrations_per_label * labels
-    requests = sites * labels * math.ceil(settings.augment["per_label"] * settings.augment["oversample"])
+    wanted, shown = (
+        settings.augment["per_label"] * labels,
+        settings.demonstrations_per_label * labels,
+    )
+    requests = (
+        sites * labels * math.ceil(settings.augment["per_label"] * settings.augment["oversample"])
+    )
     steps = sum(planned_steps(generator, n)[0] for n in rows.units.values())
     yield "synthesize", sites * rounds, rounds * (steps + _as_steps(sites * shown))
     yield "curate", rounds, rounds * sites * shown
@@ -79,7 +88,8 @@ def _fdkt(settings: FDKTConfig, config: Mapping[str, Any], rows: Rows) -> Items:
 
 
 def _as_steps(texts: float) -> float:
-    """Sampled texts in steps of DP-SGD, so that one number counts both; a pilot shrinks both alike, which makes the rate harmless."""
+    """Sampled texts in steps of DP-SGD, so that one number counts both; a pilot shrinks both alike,
+    which makes the rate harmless."""
     return texts / 8
 
 
@@ -103,20 +113,33 @@ def _crosslm(settings: CrossLMConfig, config: Mapping[str, Any], rows: Rows) -> 
             yield "tune_generator", 1, policy["epochs"] * math.ceil(each / policy["batch_size"])
             yield "tune_task", 1, learns["epochs"] * math.ceil(accepted / learns["batch_size"])
             yield "measure_llm", 0, tests
-        yield from _learn(slm, rows, round(accepted / (1 if settings.share == "all" else sites)), settings.order)
+        yield from _learn(
+            slm, rows, round(accepted / (1 if settings.share == "all" else sites)), settings.order
+        )
     untuned = each * settings.rounds
     if any(settings.wants(name) for name in ("zero_shot", "filtered", "llm_unfiltered")):
         yield "write", sites, requests * settings.rounds
     if settings.wants("zero_shot"):
-        yield from _learn(slm, rows, untuned // (1 if settings.share == "all" else sites), settings.order)
+        yield from _learn(
+            slm, rows, untuned // (1 if settings.share == "all" else sites), settings.order
+        )
     if settings.wants("filtered"):
         yield "score", sites, sites * untuned
-        yield from _learn(slm, rows, round(ACCEPTED * untuned / (1 if settings.share == "all" else sites)), settings.order)
+        yield from _learn(
+            slm,
+            rows,
+            round(ACCEPTED * untuned / (1 if settings.share == "all" else sites)),
+            settings.order,
+        )
     if tunes and settings.wants("llm_unfiltered"):
         yield "tune_task", 1, learns["epochs"] * math.ceil(untuned / learns["batch_size"])
         yield "measure_llm", 0, tests
     if tunes and settings.wants("llm_pooled"):
-        yield "tune_task", 1, learns["epochs"] * math.ceil(sum(rows.train.values()) / learns["batch_size"])
+        yield (
+            "tune_task",
+            1,
+            learns["epochs"] * math.ceil(sum(rows.train.values()) / learns["batch_size"]),
+        )
         yield "measure_llm", 0, tests
     yield from _averaged_and_pooled(settings, slm, rows)
 
@@ -124,7 +147,10 @@ def _crosslm(settings: CrossLMConfig, config: Mapping[str, Any], rows: Rows) -> 
 def _averaged_and_pooled(settings: Any, slm: SLMConfig, rows: Rows) -> Items:
     if settings.wants("fedavg"):
         for _ in range(settings.fedavg_rounds):
-            steps = sum(max(1, settings.fedavg_part * planned_training_steps(slm, n, 0)) for n in rows.train.values())
+            steps = sum(
+                max(1, settings.fedavg_part * planned_training_steps(slm, n, 0))
+                for n in rows.train.values()
+            )
             yield "learn", len(rows.train), steps
         yield "measure", len(rows.test), sum(rows.test.values())
     if settings.wants("pooled"):
@@ -136,6 +162,10 @@ def _averaged_and_pooled(settings: Any, slm: SLMConfig, rows: Rows) -> Items:
 def _learn(slm: SLMConfig, rows: Rows, generated: int, order: str = "together") -> Items:
     """One model at every site, measured on its test rows."""
     for site, n in rows.train.items():
-        parts = [(n, 0), (0, generated)] if order == "generated_first" and generated else [(n, generated)]
+        parts = (
+            [(n, 0), (0, generated)]
+            if order == "generated_first" and generated
+            else [(n, generated)]
+        )
         yield "learn", 1, sum(planned_training_steps(slm, *part) for part in parts)
         yield "measure", 1, rows.test[site]

@@ -1,4 +1,5 @@
-"""Environment variables that Flower, Ray and torch should see, set before any of them is imported."""
+"""Environment variables that Flower, Ray and torch should see, set before any of them is
+imported."""
 
 from __future__ import annotations
 
@@ -20,10 +21,14 @@ SETTINGS = {
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with `code`, also when a run that failed has left a thread of Flower waiting for clients."""
+    """End the process with `code`, also when a run that failed has left a thread of Flower waiting
+    for clients."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+    if any(
+        thread is not threading.main_thread() and not thread.daemon
+        for thread in threading.enumerate()
+    ):
         os._exit(code)
     sys.exit(code)
 

@@ -1,4 +1,5 @@
-"""Runs the ServerApp and the ClientApp in one of the ways Flower offers: in this process, or simulated on Ray."""
+"""Runs the ServerApp and the ClientApp in one of the ways Flower offers: in this process, or
+simulated on Ray."""
 
 from __future__ import annotations
 
@@ -21,19 +22,27 @@ class FederationConfig(Section):
     """Where the clients run. Times in seconds."""
 
     kind: Literal["inprocess", "simulation"]
-    cpus_per_client: float = pydantic.Field(1.0, gt=0)  # Ray: how many clients work at once = cores / this
+    # Ray: how many clients work at once = cores / this
+    cpus_per_client: float = pydantic.Field(1.0, gt=0)
     gpus_per_client: float = pydantic.Field(0.0, ge=0)
-    ray_address: str | None = None  # attach to a standing Ray: "auto" (on this machine) or HOST:PORT of a cluster's head
+    # attach to a standing Ray: "auto" (on this machine) or HOST:PORT of a cluster's head
+    ray_address: str | None = None
     phase_timeout: float = pydantic.Field(3600.0, gt=0)
     gather_timeout: float = pydantic.Field(120.0, gt=0)
     minimum_sites: int = pydantic.Field(1, ge=1)
-    state_folder: str | None = None  # where simulated sites keep ledger and models; null: in the run folder
+    # where simulated sites keep ledger and models; null: in the run folder
+    state_folder: str | None = None
 
     @pydantic.field_validator("ray_address")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
-        if value not in (None, "auto") and not re.fullmatch(r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}", value):
-            raise ValueError(f"found {value!r}; allowed: null (a Ray of the run's own), auto, or HOST:PORT of a Ray head")
+        if value not in (None, "auto") and not re.fullmatch(
+            r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}", value
+        ):
+            raise ValueError(
+                f"found {value!r}; allowed: null (a Ray of the run's own), auto, or HOST:PORT of a"
+                " Ray head"
+            )
         return value
 
 
@@ -43,7 +52,9 @@ def run_inprocess(server_app: Any, client_app: Any, config: Mapping[str, Any], n
     from flwr.app import Context, RecordDict
 
     run_config = {"config": conf.dump(config)}
-    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
+    context = Context(
+        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
+    )
     server_app(InProcessGrid(client_app, nodes, run_config), context)
 
 
@@ -58,8 +69,9 @@ def run_simulation(
 ) -> None:
     """Flower's simulation engine on Ray. Raises what the ServerApp raises.
 
-    Uses Flower's private `_run_simulation`, as its own former command line did, because `run_simulation` drops the run config; the pin
-    on flwr and a test keep this honest. `app_folder` holds the pyproject.toml with the app's default run config.
+    Uses Flower's private `_run_simulation`, as its own former command line did, because
+    `run_simulation` drops the run config; the pin on flwr and a test keep this honest. `app_folder`
+    holds the pyproject.toml with the app's default run config.
     """
     from flwr.app import Context, RecordDict
     from flwr.common import EventType
@@ -70,9 +82,23 @@ def run_simulation(
     from flwr.supercore.task_identity import TaskIdentity
 
     run = Run.create_empty(run_id=secrets.randbits(62))
-    run.primary_task_id, run.federation_id, run.override_config = 1, NOOP_FEDERATION_ID, dict(run_config)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run.run_id, SUPERLINK_NODE_ID
-    context = Context(run_id=run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
+    run.primary_task_id, run.federation_id, run.override_config = (
+        1,
+        NOOP_FEDERATION_ID,
+        dict(run_config),
+    )
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = (
+        1,
+        run.run_id,
+        SUPERLINK_NODE_ID,
+    )
+    context = Context(
+        run_id=run.run_id,
+        node_id=0,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(run_config),
+    )
     with _flower_log(level):
         _run_simulation(
             num_supernodes=nodes,
@@ -89,7 +115,8 @@ def run_simulation(
 
 
 def check_ray(config: FederationConfig) -> None:
-    """Raises ConfigError where `ray_address` names a head that does not answer, before anything is loaded."""
+    """Raises ConfigError where `ray_address` names a head that does not answer, before anything is
+    loaded."""
     if config.kind != "simulation" or config.ray_address is None:
         return
     if config.ray_address == "auto":
@@ -97,7 +124,8 @@ def check_ray(config: FederationConfig) -> None:
 
         if not find_gcs_addresses():
             raise ConfigError(
-                "federation.ray_address: found auto, but no Ray runs on this machine; start one (ray start --head) or leave it out"
+                "federation.ray_address: found auto, but no Ray runs on this machine; start one"
+                " (ray start --head) or leave it out"
             )
         return
     host, _, port = config.ray_address.rpartition(":")
@@ -105,14 +133,20 @@ def check_ray(config: FederationConfig) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as problem:
         raise ConfigError(
-            f"federation.ray_address: nothing answers at {config.ray_address} ({problem}); start a head (ray start --head), or leave it out"
+            f"federation.ray_address: nothing answers at {config.ray_address} ({problem}); start a"
+            " head (ray start --head), or leave it out"
         ) from None
 
 
 def ray_backend(config: FederationConfig) -> dict[str, Any]:
-    """Flower's backend config: `max_restarts` lets Ray replace a killed worker, else one client would fail in every later phase."""
+    """Flower's backend config: `max_restarts` lets Ray replace a killed worker, else one client
+    would fail in every later phase."""
     init = {"address": config.ray_address} if config.ray_address else {"include_dashboard": False}
-    resources = {"num_cpus": config.cpus_per_client, "num_gpus": config.gpus_per_client, "max_restarts": -1}
+    resources = {
+        "num_cpus": config.cpus_per_client,
+        "num_gpus": config.gpus_per_client,
+        "max_restarts": -1,
+    }
     return {"init_args": init, "client_resources": resources}
 
 

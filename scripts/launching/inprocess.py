@@ -1,4 +1,5 @@
-"""A Flower Grid without Ray or sockets: messages are handled one by one, in this process, when their replies are pulled."""
+"""A Flower Grid without Ray or sockets: messages are handled one by one, in this process, when
+their replies are pulled."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 
 class InProcessGrid(Grid):
-    """`nodes` virtual SuperNodes numbered from 1; node i + 1 has partition id i. One reply is made per `pull_messages`."""
+    """`nodes` virtual SuperNodes numbered from 1; node i + 1 has partition id i. One reply is made
+    per `pull_messages`."""
 
     def __init__(self, client_app: ClientApp, nodes: int, run_config: Mapping[str, Any]) -> None:
         self._app, self._run = client_app, Run.create_empty(run_id=1)
@@ -41,7 +43,14 @@ class InProcessGrid(Grid):
         """The run's description."""
         return self._run
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
         """A message to one node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
@@ -59,19 +68,30 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Handle the first of `message_ids` that still waits, and return its reply (an error reply when the app raised)."""
+        """Handle the first of `message_ids` that still waits, and return its reply (an error reply
+        when the app raised)."""
         first = next((key for key in message_ids if key in self._waiting), None)
         return [] if first is None else [self._handle(self._waiting.pop(first))]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull everything; `timeout` has no meaning when work is done in the call itself."""
-        return [reply for key in list(self.push_messages(messages)) for reply in self.pull_messages([key])]
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull everything; `timeout` has no meaning when work is done in the call
+        itself."""
+        return [
+            reply
+            for key in list(self.push_messages(messages))
+            for reply in self.pull_messages([key])
+        ]
 
     def _handle(self, message: Message) -> Message:
         try:
             reply = self._app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as failure:  # a client's failure is an answer to the server, as in every other Flower runtime
+        # a client's failure is an answer to the server, as in every other Flower runtime
+        except Exception as failure:
             code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return Message(Error(code=code, reason=f"{type(failure).__name__}: {failure}"), reply_to=message)
+            return Message(
+                Error(code=code, reason=f"{type(failure).__name__}: {failure}"), reply_to=message
+            )
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         return reply

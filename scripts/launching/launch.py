@@ -11,7 +11,13 @@ from typing import Any
 
 from fedduet.conf.check import RunFailed, check
 from fedduet.scripts.ask import keep_a_search
-from fedduet.scripts.launching.federation import FederationConfig, check_ray, ray_backend, run_inprocess, run_simulation
+from fedduet.scripts.launching.federation import (
+    FederationConfig,
+    check_ray,
+    ray_backend,
+    run_inprocess,
+    run_simulation,
+)
 from fedduet.scripts.launching.preflight import preflight
 from fedduet.scripts.reporting import trackers
 from fedduet.scripts.reporting.page import COMMAND, write_page
@@ -23,9 +29,11 @@ from fedduet import conf
 
 
 def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
-    """Run `config` to its end and return the summary. `command`: how a person asked for it, kept for the report.
+    """Run `config` to its end and return the summary. `command`: how a person asked for it, kept
+    for the report.
 
-    Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run did not complete.
+    Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run
+    did not complete.
     """
     federation = check(FederationConfig, config["federation"], "federation")
     check_ray(federation)
@@ -35,7 +43,11 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     folder = Path(config["run"]["folder"])
     if command:
         write_atomically(folder / COMMAND, f"{command}\n")
-    before = len((folder / "events.jsonl").read_bytes().splitlines()) if (folder / "events.jsonl").is_file() else 0
+    before = (
+        len((folder / "events.jsonl").read_bytes().splitlines())
+        if (folder / "events.jsonl").is_file()
+        else 0
+    )
     tracking = trackers.Tracking(trackers.sinks(tracked, folder), step=before)
     with Display(folder) as display, contextlib.closing(tracking):
         server_app = build_app([display.event, tracking.event])
@@ -51,18 +63,30 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     return summary
 
 
-def run_apps(server_app: Any, federation: FederationConfig, config: Mapping[str, Any], nodes: int) -> None:
+def run_apps(
+    server_app: Any, federation: FederationConfig, config: Mapping[str, Any], nodes: int
+) -> None:
     """The ServerApp and the ClientApp under the configured federation."""
     from fedduet.clients.app import app as client_app
 
     if federation.kind == "inprocess":
         run_inprocess(server_app, client_app, config, nodes)
     else:
-        run_simulation(server_app, client_app, {"config": conf.dump(config)}, nodes, ray_backend(federation), conf.FOLDER.parent)
+        run_simulation(
+            server_app,
+            client_app,
+            {"config": conf.dump(config)},
+            nodes,
+            ray_backend(federation),
+            conf.FOLDER.parent,
+        )
 
 
 def _with_folders(config: dict[str, Any]) -> dict[str, Any]:
     """Absolute run and state folders, so that every process of the run means the same place."""
     folder = run_path(config).absolute()
     state = Path(config["federation"]["state_folder"] or folder / "sites").absolute()
-    return config | {"run": {**config["run"], "folder": str(folder)}, "federation": {**config["federation"], "state_folder": str(state)}}
+    return config | {
+        "run": {**config["run"], "folder": str(folder)},
+        "federation": {**config["federation"], "state_folder": str(state)},
+    }

@@ -1,4 +1,5 @@
-"""Finds what cannot work before any model is loaded: every section, the data of every site, model folders, the LLM's engine."""
+"""Finds what cannot work before any model is loaded: every section, the data of every site, model
+folders, the LLM's engine."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from fedduet.tasks.data.questions import QuestionsConfig, load_questions, names_
 def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the sites. Raises ConfigError with what was found, where, and what is allowed.
 
-    Builds the built-in world's models when the configuration names them and they are not cached yet.
+    Builds the built-in world's models when the configuration names them and they are not cached
+    yet.
     """
     settings, tuning = strategy_settings(config)
     if isinstance(settings, CustomConfig):
@@ -41,8 +43,13 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     check_unit(privacy.policy, task)
     by_user = privacy.policy.unit == "user"
     llm = check(LLMConfig, config["llm"], "llm")
-    rows = check_data(task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user)
-    _check_delta(privacy, {name: site.users if by_user else sum(site.train.values()) for name, site in rows.items()})
+    rows = check_data(
+        task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user
+    )
+    _check_delta(
+        privacy,
+        {name: site.users if by_user else sum(site.train.values()) for name, site in rows.items()},
+    )
     if tuning:
         load_general(tuning.general, int(config["seed"]))
     check_model_folder(resolve(slm.path), "slm.path")
@@ -51,19 +58,33 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     return names_of(task)
 
 
-def _check_questions(config: Mapping[str, Any], settings: Any, task: QuestionsConfig) -> tuple[str, ...]:
-    """Of a task of questions: every site's data, the search, the methods, the SLM, the LLM and the reward model."""
-    slm, answers = check(SLMConfig, config["slm"], "slm"), check(AnswersConfig, config["answers"], "answers")
-    policy, search = check(PrivacyConfig, config["privacy"], "privacy").policy, check(SearchConfig, settings.search, "strategy.search")
+def _check_questions(
+    config: Mapping[str, Any], settings: Any, task: QuestionsConfig
+) -> tuple[str, ...]:
+    """Of a task of questions: every site's data, the search, the methods, the SLM, the LLM and the
+    reward model."""
+    slm, answers = (
+        check(SLMConfig, config["slm"], "slm"),
+        check(AnswersConfig, config["answers"], "answers"),
+    )
+    policy, search = (
+        check(PrivacyConfig, config["privacy"], "privacy").policy,
+        check(SearchConfig, settings.search, "strategy.search"),
+    )
     check_unit(policy, task)
     for name in settings.methods:
         if name not in SEARCHES and name not in BASELINES:
-            raise ConfigError(f"strategy.methods: found {name!r}; {nearest(name, [*SEARCHES, *BASELINES])}")
-        asks = method_of("search" if name in SEARCHES else name, search.model_copy(update=SEARCHES.get(name, {}))).asks_llm
+            raise ConfigError(
+                f"strategy.methods: found {name!r}; {nearest(name, [*SEARCHES, *BASELINES])}"
+            )
+        asks = method_of(
+            "search" if name in SEARCHES else name, search.model_copy(update=SEARCHES.get(name, {}))
+        ).asks_llm
         if asks and policy.share_questions == "never":
             raise ConfigError(
-                f"strategy.methods: {name} shows questions to the LLM, and privacy.policy.share_questions is never; allowed: gateway_only, "
-                "or methods of the site's own models (slm_base, slm, slm_best_of_n, search_private)"
+                f"strategy.methods: {name} shows questions to the LLM, and"
+                " privacy.policy.share_questions is never; allowed: gateway_only, or methods of"
+                " the site's own models (slm_base, slm, slm_best_of_n, search_private)"
             )
     for client in names_of(task):
         load_questions(task, client, int(config["seed"]))
@@ -81,6 +102,7 @@ def _check_delta(privacy: PrivacyConfig, units: Mapping[str, int]) -> None:
     for site, count in units.items():
         if privacy.delta >= 1 / count:
             raise ConfigError(
-                f"privacy.delta: found {privacy.delta:g}, but {site} has {count} {privacy.policy.unit}s; allowed: below 1/n = "
-                f"{1 / count:g} (or privacy.policy.allow_large_delta=true)"
+                f"privacy.delta: found {privacy.delta:g}, but {site} has {count}"
+                f" {privacy.policy.unit}s; allowed: below 1/n = {1 / count:g} (or"
+                " privacy.policy.allow_large_delta=true)"
             )

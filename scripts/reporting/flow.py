@@ -1,4 +1,5 @@
-"""How a run went, as a picture: what crossed between sites and cloud, at what size and epsilon, and the phases on a time line."""
+"""How a run went, as a picture: what crossed between sites and cloud, at what size and epsilon, and
+the phases on a time line."""
 
 from __future__ import annotations
 
@@ -29,26 +30,36 @@ def flow(folder: Path, summary: Mapping[str, Any]) -> str:
     """The picture of what crossed, then the time line, then both as a table."""
     phases, moved = _read(folder)
     steps = "".join(
-        f'<li class="{kind}"><span class="lane">{escape(_LANE[kind])}</span><span class="what">{escape(what)}</span>'
+        f'<li class="{kind}"><span class="lane">{escape(_LANE[kind])}</span><span'
+        f' class="what">{escape(what)}</span>'
         + (f'<span class="cost">{escape(cost)}</span>' if cost else "")
         + "</li>"
         for kind, what, cost in _steps(folder, summary, moved)
     )
     wire = summary["wire"]
-    said = f"{in_bytes(wire['up_bytes'])} up from the sites, {in_bytes(wire['down_bytes'])} down to them, baselines included."
+    said = (
+        f"{in_bytes(wire['up_bytes'])} up from the sites, {in_bytes(wire['down_bytes'])} down to"
+        " them, baselines included."
+    )
     notes = {phase: f"↓{in_bytes(one.down)} ↑{in_bytes(one.up)}" for phase, one in moved.items()}
     lines = [["phase", "who works", "began, s", "took, s", "to the sites", "from the sites"]]
     for name, side, start, seconds in phases:
         one = moved.get(name, Moved())
         who = {"llm": "the LLM", "clients": "the sites"}.get(side, "the server")
-        lines.append([name, who, f"{start:.1f}", f"{seconds:.1f}", in_bytes(one.down), in_bytes(one.up)])
+        lines.append(
+            [name, who, f"{start:.1f}", f"{seconds:.1f}", in_bytes(one.down), in_bytes(one.up)]
+        )
     legend = (
-        '<p><span class="key llm"></span> the LLM works <span class="key clients"></span> the sites work. ↓ to the sites, ↑ from them.</p>'
+        '<p><span class="key llm"></span> the LLM works <span class="key clients"></span> the sites'
+        " work. ↓ to the sites, ↑ from them.</p>"
     )
     return (
-        f'<p>{escape(said)}</p><div class="lanes" aria-hidden="true"><span>the sites: records stay here</span>'
-        f'<span>the cloud: server and LLM</span></div><ol class="flow">{steps}</ol><h3>On a time line</h3>{legend}'
-        f"{picture(charts.timeline(phases, notes), 'phases on a time line')}{opened('the phases as a table', table(lines, 'phases'))}"
+        f'<p>{escape(said)}</p><div class="lanes" aria-hidden="true"><span>the sites: records stay'
+        " here</span>"
+        f'<span>the cloud: server and LLM</span></div><ol class="flow">{steps}</ol><h3>On a time'
+        f" line</h3>{legend}"
+        f"{picture(charts.timeline(phases, notes), 'phases on a time line')}"
+        f"{opened('the phases as a table', table(lines, 'phases'))}"
     )
 
 
@@ -69,7 +80,14 @@ def _read(folder: Path) -> tuple[list[tuple[str, str, float, float]], dict[str, 
             case "phase_start":
                 starts[entry["phase"]] = before + entry["elapsed"]
             case "phase_end":
-                phases.append((entry["phase"], entry["side"], starts.get(entry["phase"], 0.0), entry["seconds"]))
+                phases.append(
+                    (
+                        entry["phase"],
+                        entry["side"],
+                        starts.get(entry["phase"], 0.0),
+                        entry["seconds"],
+                    )
+                )
             case "sent":
                 moved.setdefault(entry["phase"], Moved()).down += entry["bytes"]
             case "answered":
@@ -77,38 +95,79 @@ def _read(folder: Path) -> tuple[list[tuple[str, str, float, float]], dict[str, 
     return phases, moved
 
 
-def _steps(folder: Path, summary: Mapping[str, Any], moved: Mapping[str, Moved]) -> list[tuple[str, str, str]]:
+def _steps(
+    folder: Path, summary: Mapping[str, Any], moved: Mapping[str, Moved]
+) -> list[tuple[str, str, str]]:
     """(kind, what, what it cost) of the method itself, in order; baselines together at the end."""
     own, others = _own(summary, moved)
     written = [row for row in rows_of(folder / "task_data.jsonl") if _method(row["phase"], summary)]
     released, scored = rows_of(folder / "demonstrations.jsonl"), rows_of(folder / "feedback.jsonl")
     steps: list[tuple[str, str, str]] = []
     if "synthesize" in own:
-        steps.append((DOWN, "how many texts are wanted, at which epsilon", in_bytes(own["synthesize"].down)))
-        steps.append((SITES, "DP-SGD on a generator, charged in the site's ledger first; its samples are the demonstrations", ""))
+        steps.append(
+            (DOWN, "how many texts are wanted, at which epsilon", in_bytes(own["synthesize"].down))
+        )
+        steps.append(
+            (
+                SITES,
+                (
+                    "DP-SGD on a generator, charged in the site's ledger first; its samples are the"
+                    " demonstrations"
+                ),
+                "",
+            )
+        )
         cost = f"{in_bytes(own['synthesize'].up)}, {_epsilon(summary, own)}"
         steps.append((UP, f"{len(released):,} DP-synthetic texts", cost))
-        kept = [entry["counts"]["kept"] for entry in summary.get("curated", []) if entry["event"] == "curated"]
+        kept = [
+            entry["counts"]["kept"]
+            for entry in summary.get("curated", [])
+            if entry["event"] == "curated"
+        ]
         if kept:
             steps.append((CLOUD, f"groups and judges them: {sum(kept):,} are kept", ""))
     if "score" in own:
         rounds = _times(own["score"].phases)
-        steps.append((CLOUD, f"the LLM writes texts of every label for every site's domain{rounds}", f"{len(scored):,} texts"))
+        steps.append(
+            (
+                CLOUD,
+                f"the LLM writes texts of every label for every site's domain{rounds}",
+                f"{len(scored):,} texts",
+            )
+        )
         steps.append((DOWN, f"the texts and their labels{rounds}", in_bytes(own["score"].down)))
-        guarantee = _epsilon(summary, own) if summary.get("feedback") != "none" else "no formal guarantee"
-        steps.append((UP, f"a score for each text{rounds}", f"{in_bytes(own['score'].up)}, {guarantee}"))
+        guarantee = (
+            _epsilon(summary, own) if summary.get("feedback") != "none" else "no formal guarantee"
+        )
+        steps.append(
+            (UP, f"a score for each text{rounds}", f"{in_bytes(own['score'].up)}, {guarantee}")
+        )
         accepted = sum(row["accepted"] for row in scored)
-        steps.append((CLOUD, f"the LLM learns from the scores, and the task from the accepted texts{rounds}", f"{accepted:,} accepted"))
+        steps.append(
+            (
+                CLOUD,
+                f"the LLM learns from the scores, and the task from the accepted texts{rounds}",
+                f"{accepted:,} accepted",
+            )
+        )
     elif written:
         after = "after the demonstrations" if released else "from the domain's name"
         steps.append((CLOUD, f"the LLM writes labelled texts {after}", f"{len(written):,} texts"))
     if "learn" in own:
         what = "labelled texts to learn from" if written or scored else "the request to learn"
         steps.append((DOWN, f"{what}{_times(own['learn'].phases)}", in_bytes(own["learn"].down)))
-        what = "every SLM learns from its own records" + (" and these texts" if written or scored else "; the model stays there")
+        what = "every SLM learns from its own records" + (
+            " and these texts" if written or scored else "; the model stays there"
+        )
         steps.append((SITES, what, ""))
     if "measure" in own:
-        steps.append((UP, "counts of right answers on the site's own test", in_bytes(own["learn"].up + own["measure"].up)))
+        steps.append(
+            (
+                UP,
+                "counts of right answers on the site's own test",
+                in_bytes(own["learn"].up + own["measure"].up),
+            )
+        )
     if summary.get("answers"):
         steps += _answering(summary, moved)
     if others.phases:
@@ -117,15 +176,32 @@ def _steps(folder: Path, summary: Mapping[str, Any], moved: Mapping[str, Moved])
     return steps
 
 
-def _answering(summary: Mapping[str, Any], moved: Mapping[str, Moved]) -> list[tuple[str, str, str]]:
+def _answering(
+    summary: Mapping[str, Any], moved: Mapping[str, Moved]
+) -> list[tuple[str, str, str]]:
     asked = [one for phase, one in moved.items() if phase.startswith("answer-")]
     questions = max(found["questions"] for found in summary["answers"].values())
     tokens = sum(found["llm_tokens"] * found["questions"] for found in summary["answers"].values())
     return [
-        (DOWN, f"by which method to answer ({len(asked)} methods)", in_bytes(sum(one.down for one in asked))),
+        (
+            DOWN,
+            f"by which method to answer ({len(asked)} methods)",
+            in_bytes(sum(one.down for one in asked)),
+        ),
         (SITES, f"search and answer {questions} test questions by each method", ""),
-        (UP, "questions and steps so far, to the LLM that the site's policy allows, and to nobody else", f"{tokens:,.0f} LLM tokens"),
-        (UP, "counts: right answers, tokens, rewards, seconds; no question, answer or step", in_bytes(sum(one.up for one in asked))),
+        (
+            UP,
+            (
+                "questions and steps so far, to the LLM that the site's policy allows, and to"
+                " nobody else"
+            ),
+            f"{tokens:,.0f} LLM tokens",
+        ),
+        (
+            UP,
+            "counts: right answers, tokens, rewards, seconds; no question, answer or step",
+            in_bytes(sum(one.up for one in asked)),
+        ),
     ]
 
 
@@ -144,10 +220,13 @@ def _own(summary: Mapping[str, Any], moved: Mapping[str, Moved]) -> tuple[dict[s
 
 
 def _method(phase: str, summary: Mapping[str, Any]) -> bool:
-    """Whether a phase belongs to the method itself: numbered by its rounds, or named after what it teaches."""
+    """Whether a phase belongs to the method itself: numbered by its rounds, or named after what it
+    teaches."""
     name = phase.partition("-")[2].removesuffix("-prompts")
     taught = {taught_by(summary["strategy"]), *summary["strategy"].split("_"), "private"}
-    return name.isdigit() or name in taught or any(name.startswith(f"{one}-round-") for one in taught)
+    return (
+        name.isdigit() or name in taught or any(name.startswith(f"{one}-round-") for one in taught)
+    )
 
 
 def _times(phases: Sequence[str]) -> str:
@@ -155,11 +234,14 @@ def _times(phases: Sequence[str]) -> str:
 
 
 def _epsilon(summary: Mapping[str, Any], own: Mapping[str, Moved]) -> str:
-    """The largest epsilon of a site's ledger; a receipt tells the last release alone, so that several are told together."""
+    """The largest epsilon of a site's ledger; a receipt tells the last release alone, so that
+    several are told together."""
     spent = list(summary["epsilon"].values())
     if not spent:
         return "nothing charged"
     if math.isinf(max(spent)):
         return "no formal guarantee"
     releases = sum(len(own[kind].phases) for kind in ("synthesize", "score") if kind in own)
-    return f"epsilon {max(spent):.2f} at most" + (f" for all {releases} releases together" if releases > 1 else "")
+    return f"epsilon {max(spent):.2f} at most" + (
+        f" for all {releases} releases together" if releases > 1 else ""
+    )

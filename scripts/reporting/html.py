@@ -1,4 +1,5 @@
-"""Pieces of a self-contained page: the document, tables that sort, regions that scroll, rows of artefacts. Everything given is escaped."""
+"""Pieces of a self-contained page: the document, tables that sort, regions that scroll, rows of
+artefacts. Everything given is escaped."""
 
 from __future__ import annotations
 
@@ -18,33 +19,42 @@ SCRIPT = Path(__file__).with_name("page.js")
 def document(title: str, sections: Sequence[tuple[str, str, str]], head: str) -> str:
     """A page: `head` first, then sections of (id, heading, body) behind a list of links to them.
 
-    Its Content-Security-Policy allows this one script and inline style, and no address at all: nothing is fetched, and no text can bring
-    a script of its own.
+    Its Content-Security-Policy allows this one script and inline style, and no address at all:
+    nothing is fetched, and no text can bring a script of its own.
     """
     style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    links = "".join(f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading, _ in sections)
+    links = "".join(
+        f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading, _ in sections
+    )
     parts = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{escape(heading)}</h2>{body}</section>'
+        f'<section id="{name}" aria-labelledby="{name}-h"><h2'
+        f' id="{name}-h">{escape(heading)}</h2>{body}</section>'
         for name, heading, body in sections
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>"
-        f'<body><a class="skip" href="#main">Skip to the answer</a><main id="main"><p class="over">{escape(title)}</p>{head}'
-        f'<nav aria-label="On this page"><ul>{links}</ul></nav>{parts}</main><script>{script}</script></body></html>\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta'
+        f' http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport"'
+        ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
+        f' dark"><title>{escape(title)}</title><style>{style}</style></head><body><a class="skip"'
+        ' href="#main">Skip to the answer</a><main id="main"><p'
+        f' class="over">{escape(title)}</p>{head}<nav aria-label="On this'
+        f' page"><ul>{links}</ul></nav>{parts}</main><script>{script}</script></body></html>\n'
     )
 
 
 def table(rows: Iterable[Sequence[str]], label: str = "") -> str:
-    """A table whose first row is its head and whose first column names the rows; it scrolls sideways where it is too wide."""
+    """A table whose first row is its head and whose first column names the rows; it scrolls
+    sideways where it is too wide."""
     head, *body = [[escape(cell) for cell in row] for row in rows]
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     cells = [(row[0], "".join(_cell(cell) for cell in row[1:])) for row in body]
     lines = "".join(f'<tr><th scope="row">{first}</th>{rest}</tr>' for first, rest in cells)
-    return wide(f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>", label or f"table: {html_text(head)}")
+    return wide(
+        f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>",
+        label or f"table: {html_text(head)}",
+    )
 
 
 def _cell(content: str) -> str:
@@ -62,7 +72,8 @@ def wide(inner: str, label: str) -> str:
 
 
 def picture(svg: str, label: str) -> str:
-    """An SVG of `fedduet.scripts.reporting.charts` in a region of its own, so that its words stay readable on a phone; nothing for no picture."""
+    """An SVG of `fedduet.scripts.reporting.charts` in a region of its own, so that its words stay
+    readable on a phone; nothing for no picture."""
     return wide(svg, escape(label)) if svg else ""
 
 
@@ -79,7 +90,9 @@ def cards(entries: Sequence[tuple[str, str, str]]) -> str:
 
 def opened(summary: str, inner: str, open: bool = False) -> str:
     """What a reader may unfold."""
-    return f"<details{' open' if open else ''}><summary>{escape(summary)}</summary>{inner}</details>"
+    return (
+        f"<details{' open' if open else ''}><summary>{escape(summary)}</summary>{inner}</details>"
+    )
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""`report.html`: one run, or several of one setting, as a page that needs no network and no script; only what left the sites is in it."""
+"""`report.html`: one run, or several of one setting, as a page that needs no network and no script;
+only what left the sites is in it."""
 
 from __future__ import annotations
 
@@ -25,16 +26,29 @@ from fedduet.strategies.run.summary import taught_by
 
 COMMAND = "command.txt"  # how a person asked for the run
 QUESTION = {
-    "fdkt": "Do private SLMs get better by texts that an LLM writes after DP-synthetic demonstrations, while the private text stays put?",
-    "crosslm": "Do private SLMs and an LLM get better together, when sites only score texts that the LLM wrote?",
-    "fdkt_crosslm": "Do private SLMs get better by FDKT and then CrossLM, under one privacy budget?",
-    "gboost": "Does a private SLM answer better together with a general LLM, at one budget of LLM tokens?",
+    "fdkt": (
+        "Do private SLMs get better by texts that an LLM writes after DP-synthetic demonstrations,"
+        " while the private text stays put?"
+    ),
+    "crosslm": (
+        "Do private SLMs and an LLM get better together, when sites only score texts that the LLM"
+        " wrote?"
+    ),
+    "fdkt_crosslm": (
+        "Do private SLMs get better by FDKT and then CrossLM, under one privacy budget?"
+    ),
+    "gboost": (
+        "Does a private SLM answer better together with a general LLM, at one budget of LLM tokens?"
+    ),
 }
 MEANING = {
     "local": "a site's own records alone",
     "dp_only": "own records and the site's own DP-synthetic texts, no LLM",
     "zero_shot": "own records and texts the LLM writes from the domain's name alone",
-    "filtered": "own records and such texts, chosen and weighed by the sites' scores; the LLM stays as it came",
+    "filtered": (
+        "own records and such texts, chosen and weighed by the sites' scores; the LLM stays as it"
+        " came"
+    ),
     "fedavg": "weights averaged over sites: no privacy guarantee",
     "fdkt": "own records and texts the LLM writes after DP demonstrations",
     "crosslm": "own records and texts of an LLM that the sites' scores steer",
@@ -57,8 +71,17 @@ def write_page(folder: Path) -> Path:
 def main(argv: Sequence[str]) -> int:
     """`fedduet report RUN...`"""
     parser = argparse.ArgumentParser(prog="fedduet report", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs; several of one setting make one page")
-    parser.add_argument("--out", type=Path, help="where the page goes; default: report.html in the (first) run's folder")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="folders of finished runs; several of one setting make one page",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where the page goes; default: report.html in the (first) run's folder",
+    )
     given = parser.parse_args(list(argv))
     print(_write(given.out or given.runs[0] / "report.html", page(given.runs)))
     return 0
@@ -70,21 +93,29 @@ def _write(file: Path, text: str) -> Path:
 
 
 def page(folders: Sequence[Path]) -> str:
-    """The page of runs of one setting. Raises ConfigError for folders without a summary, and for runs of different settings."""
+    """The page of runs of one setting. Raises ConfigError for folders without a summary, and for
+    runs of different settings."""
     summaries = read_summaries(folders)
     if len({(summary["strategy"], summary["task"]) for summary in summaries}) > 1:
-        raise ConfigError("runs of different strategies or tasks do not go on one page; give runs of one setting")
+        raise ConfigError(
+            "runs of different strategies or tasks do not go on one page; give runs of one setting"
+        )
     summary, folder = summaries[0], folders[0]
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     sections = [("accuracy", "Accuracy on the sites' own tests", _accuracy(summaries))]
     if len({_asked(one) for one in folders}) > 1:
-        sections.append(("epsilon", "Accuracy against epsilon", _against_epsilon(summaries, folders)))
+        sections.append(
+            ("epsilon", "Accuracy against epsilon", _against_epsilon(summaries, folders))
+        )
     if summary.get("answers"):
         sections.append(("answers", "Answers, and what one question took", _answers(summaries)))
     sections.append(("flow", "How the run went", flow(folder, summary)))
     sections.append(("budget", "Privacy budget of each site", _budget(summary, config)))
     if summary.get("curve"):
-        sections += [("scores", "The sites' scores over rounds", scores(folder)), ("llm", "The LLM, round by round", _rounds(summaries))]
+        sections += [
+            ("scores", "The sites' scores over rounds", scores(folder)),
+            ("llm", "The LLM, round by round", _rounds(summaries)),
+        ]
     if summary.get("answers"):
         sections.append(("search", "A search, step by step", searches(folder)))
     sections.append(("texts", "Samples of texts", samples(folder, label_names(config))))
@@ -94,7 +125,7 @@ def page(folders: Sequence[Path]) -> str:
     return document(title, [section for section in sections if section[2]], _headline(summaries))
 
 
-# -- The parts ------------------------------------------------------------------------------------------------------------
+# -- The parts -------------------------------------------------------------------------------------
 
 
 def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -104,7 +135,11 @@ def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
     privacy = _privacy(summaries)
     if not pairs:
         known = model in summary["accuracy"]
-        answer = f"{model}: {np.mean([s['accuracy'][model] for s in summaries]):.3f} right, {privacy}" if known else privacy
+        answer = (
+            f"{model}: {np.mean([s['accuracy'][model] for s in summaries]):.3f} right, {privacy}"
+            if known
+            else privacy
+        )
     else:
         mean, half = interval(pairs)
         spread = "" if math.isnan(half) else f" [{mean - half:.1f}, {mean + half:.1f}]"
@@ -114,12 +149,24 @@ def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
         chance = " (within chance)" if spread and abs(mean) <= half else ""
         answer = f"Private SLMs {verb} {amount} points{spread}{chance} {privacy}"
     runs = f"{len(summaries)} runs, " if len(summaries) > 1 else ""
-    against = "training on a site's own records alone" if base == "local" else "the private SLM alone"
-    basis = f"{runs}{summary['clients']} sites; against {against}; 95 % interval over pairs of site and run."
+    against = (
+        "training on a site's own records alone" if base == "local" else "the private SLM alone"
+    )
+    basis = (
+        f"{runs}{summary['clients']} sites; against {against}; 95 % interval over pairs of site and"
+        " run."
+    )
     llm = summary["llm"].get("description") or summary["llm"].get("path", "")
-    stand_in = " A stand-in is no large model: figures show that the machinery works." if "stand-in" in llm else ""
+    stand_in = (
+        " A stand-in is no large model: figures show that the machinery works."
+        if "stand-in" in llm
+        else ""
+    )
     question = QUESTION.get(summary["strategy"], f"What does {summary['strategy']} bring?")
-    return f'<p class="question">{escape(question)}</p><h1>{escape(answer)}</h1><p>{escape(basis)} LLM: {escape(llm)}.{stand_in}</p>'
+    return (
+        f'<p class="question">{escape(question)}</p><h1>{escape(answer)}</h1><p>{escape(basis)}'
+        f" LLM: {escape(llm)}.{stand_in}</p>"
+    )
 
 
 def _base(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -128,14 +175,27 @@ def _base(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 def _differences(summaries: Sequence[Mapping[str, Any]], model: str, base: str) -> list[float]:
     """Points of `model` above `base`, for each pair of run and site that has both."""
-    return [100 * (one[model] - one[base]) for s in summaries for one in s["accuracy_per_client"].values() if {model, base} <= set(one)]
+    return [
+        100 * (one[model] - one[base])
+        for s in summaries
+        for one in s["accuracy_per_client"].values()
+        if {model, base} <= set(one)
+    ]
 
 
 def _privacy(summaries: Sequence[Mapping[str, Any]]) -> str:
     spent = [value for summary in summaries for value in summary["epsilon"].values()]
     if not spent:
-        asked = any(found["llm_tokens"] for summary in summaries for found in summary.get("answers", {}).values())
-        return "while the LLM saw the questions, without a guarantee" if asked else "and nothing private was released"
+        asked = any(
+            found["llm_tokens"]
+            for summary in summaries
+            for found in summary.get("answers", {}).values()
+        )
+        return (
+            "while the LLM saw the questions, without a guarantee"
+            if asked
+            else "and nothing private was released"
+        )
     return "with no formal guarantee" if math.isinf(max(spent)) else f"at epsilon {max(spent):.2g}"
 
 
@@ -143,33 +203,82 @@ def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
     models = dict.fromkeys(model for summary in summaries for model in summary["accuracy"])
     best, base = taught_by(summaries[0]["strategy"]), _base(summaries)
     sites = list(summaries[0]["accuracy_per_client"])
-    rows, lines = {}, [["method", *sites, "mean [95 %]", f"minus {base}, points [95 %]", "what it is"]]
-    for model in sorted(models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        values = [one[model] for summary in summaries for one in summary["accuracy_per_client"].values() if model in one]
+    rows, lines = (
+        {},
+        [["method", *sites, "mean [95 %]", f"minus {base}, points [95 %]", "what it is"]],
+    )
+    for model in sorted(
+        models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
+    ):
+        values = [
+            one[model]
+            for summary in summaries
+            for one in summary["accuracy_per_client"].values()
+            if model in one
+        ]
         mean, half = interval(values)
         rows[model] = ((mean, mean - half, mean + half), values)
         by_site = [
-            [s["accuracy_per_client"][site][model] for s in summaries if model in s["accuracy_per_client"].get(site, {})] for site in sites
+            [
+                s["accuracy_per_client"][site][model]
+                for s in summaries
+                if model in s["accuracy_per_client"].get(site, {})
+            ]
+            for site in sites
         ]
-        spread = "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
+        spread = (
+            "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
+        )
         difference = ""
         if model != base and (pairs := _differences(summaries, model, base)):
             points, half = interval(pairs)
-            difference = f"{points:+.1f}" + ("" if math.isnan(half) else f" [{points - half:+.1f}, {points + half:+.1f}]")
+            difference = f"{points:+.1f}" + (
+                "" if math.isnan(half) else f" [{points - half:+.1f}, {points + half:+.1f}]"
+            )
         cells = [f"{np.mean(values):.3f}" if values else "-" for values in by_site]
         lines.append([model, *cells, f"{mean:.3f}{spread}", difference, MEANING.get(model, "")])
     said = "test accuracy, mean with 95 % interval; a dot for each site"
-    return picture(charts.intervals(rows, best, said), "accuracy by method") + table(lines, "accuracy by method and site")
+    return picture(charts.intervals(rows, best, said), "accuracy by method") + table(
+        lines, "accuracy by method and site"
+    )
 
 
 def _answers(summaries: Sequence[Mapping[str, Any]]) -> str:
     """G-Boost: what a question took on the mean, by method."""
-    columns = {"accuracy": ".3f", "llm_tokens": ".0f", "slm_tokens": ".0f", "reward_calls": ".1f", "requests": ".1f", "seconds": ".3f"}
-    lines = [["method", *(name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " ") for name in columns)]]
+    columns = {
+        "accuracy": ".3f",
+        "llm_tokens": ".0f",
+        "slm_tokens": ".0f",
+        "reward_calls": ".1f",
+        "requests": ".1f",
+        "seconds": ".3f",
+    }
+    lines = [
+        [
+            "method",
+            *(
+                name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " ")
+                for name in columns
+            ),
+        ]
+    ]
     for method in summaries[0]["answers"]:
-        found = [summary["answers"][method] for summary in summaries if method in summary["answers"]]
-        lines.append([method, *(format(float(np.mean([one[name] for one in found])), form) for name, form in columns.items())])
-    return f"{table(lines, 'cost of an answer by method')}<p>Tokens are drawn ones; prompts are not counted.</p>"
+        found = [
+            summary["answers"][method] for summary in summaries if method in summary["answers"]
+        ]
+        lines.append(
+            [
+                method,
+                *(
+                    format(float(np.mean([one[name] for one in found])), form)
+                    for name, form in columns.items()
+                ),
+            ]
+        )
+    return (
+        f"{table(lines, 'cost of an answer by method')}<p>Tokens are drawn ones; prompts are not"
+        " counted.</p>"
+    )
 
 
 def _against_epsilon(summaries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> str:
@@ -177,21 +286,35 @@ def _against_epsilon(summaries: Sequence[Mapping[str, Any]], folders: Sequence[P
     series = {}
     for model in (model for model in ORDER if model in summaries[0]["accuracy"]):
         means = [
-            [s["accuracy"][model] for s, f in zip(summaries, folders, strict=True) if _asked(f) == one and model in s["accuracy"]]
+            [
+                s["accuracy"][model]
+                for s, f in zip(summaries, folders, strict=True)
+                if _asked(f) == one and model in s["accuracy"]
+            ]
             for one in asked
         ]
         series[model] = [float(np.mean(values)) if values else None for values in means]
-    return picture(charts.lines(series, [f"{one:g}" for one in asked], "accuracy by epsilon"), "accuracy by epsilon")
+    return picture(
+        charts.lines(series, [f"{one:g}" for one in asked], "accuracy by epsilon"),
+        "accuracy by epsilon",
+    )
 
 
 def _rounds(summaries: Sequence[Mapping[str, Any]]) -> str:
-    names = {"oracle_agreement": "oracle agrees", "reward": "mean reward", "llm_accuracy": "LLM's own accuracy"}
+    names = {
+        "oracle_agreement": "oracle agrees",
+        "reward": "mean reward",
+        "llm_accuracy": "LLM's own accuracy",
+    }
     rounds = range(min(len(summary["curve"]) for summary in summaries))
     series: dict[str, list[float | None]] = {}
     for key, name in names.items():
         values = [[s["curve"][number].get(key) for s in summaries] for number in rounds]
         if any(value is not None for row in values for value in row):
-            series[name] = [float(np.mean(known)) if (known := [v for v in row if v is not None]) else None for row in values]
+            series[name] = [
+                float(np.mean(known)) if (known := [v for v in row if v is not None]) else None
+                for row in values
+            ]
     labels = [f"round {number}" for number in rounds]
     drawn = picture(charts.lines(series, labels, "what the LLM wrote, round by round"), "rounds")
     summary = summaries[0]
@@ -199,17 +322,39 @@ def _rounds(summaries: Sequence[Mapping[str, Any]]) -> str:
     for when in dict.fromkeys((*summary["llm_accuracy"], *summary["llm_general"])):
         accuracy = [s["llm_accuracy"][when] for s in summaries if when in s["llm_accuracy"]]
         general = [s["llm_general"][when] for s in summaries if when in s["llm_general"]]
-        figures = [f"{np.mean([one[key] for one in general]):.3f}" if general else "-" for key in ("perplexity", "accuracy")]
+        figures = [
+            f"{np.mean([one[key] for one in general]):.3f}" if general else "-"
+            for key in ("perplexity", "accuracy")
+        ]
         lines.append([when, f"{np.mean(accuracy):.3f}" if accuracy else "-", *figures])
-    return f"{drawn}{table(lines, 'the LLM before and after')}<p>Scores of the sites: {escape(summary['feedback'])}.</p>"
+    return (
+        f"{drawn}{table(lines, 'the LLM before and after')}<p>Scores of the sites:"
+        f" {escape(summary['feedback'])}.</p>"
+    )
 
 
 def _budget(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if not summary["epsilon"]:
-        seen = " Questions and steps went to the LLM that the sites' policies allow." if summary.get("answers") else ""
+        seen = (
+            " Questions and steps went to the LLM that the sites' policies allow."
+            if summary.get("answers")
+            else ""
+        )
         return f"<p>Nothing that depends on private text was released under a guarantee.{seen}</p>"
     limit = config["privacy"]["policy"].get("epsilon_total")
-    lines = [["site", "epsilon of its ledger", "its limit", "delta", "mechanism", "noise multiplier", "steps", "n", "released"]]
+    lines = [
+        [
+            "site",
+            "epsilon of its ledger",
+            "its limit",
+            "delta",
+            "mechanism",
+            "noise multiplier",
+            "steps",
+            "n",
+            "released",
+        ]
+    ]
     for site, epsilon in summary["epsilon"].items():
         receipt = summary["receipts"][site]
         told = "no formal guarantee" if math.isinf(epsilon) else f"{epsilon:.2f}"
@@ -223,13 +368,25 @@ def _budget(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
             str(receipt["released"]),
         ]
         lines.append([site, told, most, f"{summary['delta'][site]:.1e}", *rest])
-    last = "<p>Mechanism, noise and what follows are those of the last release; the ledger composes all of them.</p>"
+    last = (
+        "<p>Mechanism, noise and what follows are those of the last release; the ledger composes"
+        " all of them.</p>"
+    )
     return table(lines, "privacy budget by site") + last
 
 
 def _trouble(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> str:
-    failures = [f"{one['phase']} {one['client']}: {one['reason']}" for s in summaries for one in s["failures"]]
-    warnings = [entry["message"] for folder in folders for entry in rows_of(folder / "events.jsonl") if entry["event"] == "warning"]
+    failures = [
+        f"{one['phase']} {one['client']}: {one['reason']}"
+        for s in summaries
+        for one in s["failures"]
+    ]
+    warnings = [
+        entry["message"]
+        for folder in folders
+        for entry in rows_of(folder / "events.jsonl")
+        if entry["event"] == "warning"
+    ]
     said = "".join(f"<li>{escape(line)}</li>" for line in dict.fromkeys((*failures, *warnings)))
     return f"<ul>{said}</ul>" if said else ""
 
@@ -237,7 +394,11 @@ def _trouble(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) ->
 def _again(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> str:
     command = folder / COMMAND
     asked = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
-    said = f"<p>Asked for by</p><pre>{escape(asked)}</pre>" if asked else "<p>Its command was not kept; the settings are below.</p>"
+    said = (
+        f"<p>Asked for by</p><pre>{escape(asked)}</pre>"
+        if asked
+        else "<p>Its command was not kept; the settings are below.</p>"
+    )
     try:
         ours = f"fedduet {version('fedduet')}, "
     except PackageNotFoundError:
@@ -246,14 +407,19 @@ def _again(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> str:
     seeds = ", ".join(str(s["seed"]) for s in summaries)
     seconds = summaries[0]["seconds"]["total"]
     config = (folder / "config.yaml").read_text(encoding="utf-8")
-    place = yaml.safe_load(config)["run"]["folder"]  # where a machine keeps its runs is nobody's business
+    # where a machine keeps its runs is nobody's business
+    place = yaml.safe_load(config)["run"]["folder"]
     config = config.replace(str(place), f"runs/{Path(place).name}") if place else config
-    everything = opened("all settings, as the run resolved them", f'<pre tabindex="0">{escape(config)}</pre>')
+    everything = opened(
+        "all settings, as the run resolved them", f'<pre tabindex="0">{escape(config)}</pre>'
+    )
     return f"{said}<p>Seed: {seeds}. {seconds:.0f} s. {escape(versions)}.</p>{everything}"
 
 
-# -- Pieces ---------------------------------------------------------------------------------------------------------------
+# -- Pieces ----------------------------------------------------------------------------------------
 
 
 def _asked(folder: Path) -> float:
-    return float(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["privacy"]["epsilon"])
+    return float(
+        yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["privacy"]["epsilon"]
+    )

@@ -1,7 +1,9 @@
-"""G-Boost's search trees on a report, as lists that unfold: who wrote which step, how it was rewarded, how often the search came through.
+"""G-Boost's search trees on a report, as lists that unfold: who wrote which step, how it was
+rewarded, how often the search came through.
 
-A run keeps no words of a site's question, answer or step: the tree that it keeps of its own accord has none (built-in world only, whose
-models load in a moment). Words are there when somebody asked a question on purpose: `fedduet ask ... --keep`.
+A run keeps no words of a site's question, answer or step: the tree that it keeps of its own accord
+has none (built-in world only, whose models load in a moment). Words are there when somebody asked a
+question on purpose: `fedduet ask ... --keep`.
 """
 
 from __future__ import annotations
@@ -20,23 +22,43 @@ from fedduet.strategies.run.run_folder import write_atomically
 
 FILE = "searches.jsonl"
 ASK = (
-    '<p>To see a search with its words, ask a question on purpose: <code>fedduet ask RUN --client NAME "QUESTION" --keep</code>, then '
-    "<code>fedduet report RUN</code>.</p>"
+    "<p>To see a search with its words, ask a question on purpose: <code>fedduet ask RUN --client"
+    ' NAME "QUESTION" --keep</code>, then <code>fedduet report RUN</code>.</p>'
 )
 MOST = 3  # trees on a page, the last ones kept [O]
 
 
 def keep(run: Path, client: str, solution: Solution, words: bool) -> None:
-    """Add a search to the run folder, and forget an older one of the same client and question. Without `words` only figures are kept."""
+    """Add a search to the run folder, and forget an older one of the same client and question.
+    Without `words` only figures are kept."""
     nodes = [dict(node) for node in solution.nodes]
     chosen = sorted(_chosen(_root(nodes), [step.text for step in solution.steps], _below(nodes)))
     if not words:
-        nodes = [{key: node[key] for key in ("number", "parent", "mode", "reward", "degraded", "finished", "visits")} for node in nodes]
+        nodes = [
+            {
+                key: node[key]
+                for key in ("number", "parent", "mode", "reward", "degraded", "finished", "visits")
+            }
+            for node in nodes
+        ]
     question, answer = (solution.question, solution.answer) if words else (None, None)
-    new = {"client": client, "question": question, "answer": answer, "chosen": chosen, "nodes": nodes}
+    new = {
+        "client": client,
+        "question": question,
+        "answer": answer,
+        "chosen": chosen,
+        "nodes": nodes,
+    }
     new |= {"stopped": solution.stopped, "costs": asdict(solution.costs)}
-    old = [row for row in rows_of(run / FILE) if (row["client"], row["question"]) != (client, solution.question)]
-    write_atomically(run / FILE, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in (*old, new)))
+    old = [
+        row
+        for row in rows_of(run / FILE)
+        if (row["client"], row["question"]) != (client, solution.question)
+    ]
+    write_atomically(
+        run / FILE,
+        "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in (*old, new)),
+    )
 
 
 def searches(folder: Path) -> str:
@@ -44,27 +66,40 @@ def searches(folder: Path) -> str:
     rows = rows_of(folder / FILE)[-MOST:]
     if not rows:
         return f"<p>No search is kept.</p>{ASK}"
-    how = "Each step says who wrote it: the private SLM alone, or it and the LLM together. The number is its process reward, N how often "
+    how = (
+        "Each step says who wrote it: the private SLM alone, or it and the LLM together. The number"
+        " is its process reward, N how often "
+    )
     how += "the search came through."
     if any(row["question"] for row in rows):
-        how += " Questions with words were asked on purpose; steps of a private SLM have no guarantee."
+        how += (
+            " Questions with words were asked on purpose; steps of a private SLM have no guarantee."
+        )
     return f"<p>{how}</p>{''.join(map(_tree, rows))}{ASK}"
 
 
 def _tree(row: Mapping[str, Any]) -> str:
     costs = row["costs"]
     said = (
-        f"{len(row['nodes']) - 1} steps tried, {costs['llm_tokens']} LLM tokens, {costs['slm_tokens']} SLM tokens, "
-        f"{costs['reward_calls']} rewards; stopped: {row['stopped']}"
+        f"{len(row['nodes']) - 1} steps tried, {costs['llm_tokens']} LLM tokens,"
+        f" {costs['slm_tokens']} SLM tokens, {costs['reward_calls']} rewards; stopped:"
+        f" {row['stopped']}"
     )
     if row["question"] is None:
-        asked, answer = "one of the site's own test questions; its words, answer and steps stay there", ""
+        asked, answer = (
+            "one of the site's own test questions; its words, answer and steps stay there",
+            "",
+        )
     else:
-        asked, answer = row["question"], "no answer" if row["answer"] is None else f"answer {row['answer']}"
+        asked, answer = (
+            row["question"],
+            ("no answer" if row["answer"] is None else f"answer {row['answer']}"),
+        )
     tree = _children(_root(row["nodes"]), _below(row["nodes"]), set(row["chosen"]))
     return (
-        f'<details class="tree"><summary>{escape(row["client"])}: {escape(asked)} <b>{escape(answer)}</b></summary>'
-        f"<p>{escape(said)}. The path that answers is open.</p>{tree}</details>"
+        f'<details class="tree"><summary>{escape(row["client"])}: {escape(asked)}'
+        f" <b>{escape(answer)}</b></summary><p>{escape(said)}. The path that answers is"
+        f" open.</p>{tree}</details>"
     )
 
 
@@ -85,15 +120,22 @@ def _children(number: int, below: Mapping[int, list[Mapping[str, Any]]], chosen:
     for node in sorted(below.get(number, []), key=lambda one: -one["visits"]):
         mark = " chosen" if node["number"] in chosen else ""
         mode = node["mode"] + (", the LLM failed" if node.get("degraded") else "")
-        end = f", ends with {node['answer']}" if node.get("answer") is not None else ", an end" if node.get("finished") else ""
+        end = (
+            f", ends with {node['answer']}"
+            if node.get("answer") is not None
+            else ", an end"
+            if node.get("finished")
+            else ""
+        )
         line = (
-            f'<span class="mode {escape(node["mode"])}">{escape(mode)}</span> {escape(_said(node))} '
-            f'<span class="figures">{node["reward"]:.2f}, N {node["visits"]}{escape(end)}</span>'
+            f'<span class="mode {escape(node["mode"])}">{escape(mode)}</span> {escape(_said(node))}'
+            f' <span class="figures">{node["reward"]:.2f}, N {node["visits"]}{escape(end)}</span>'
         )
         inner = _children(node["number"], below, chosen)
         opened = " open" if mark else ""
         items.append(
-            f'<li class="node{mark}"><details{opened}><summary>{line}</summary>{inner}</details></li>'
+            f'<li class="node{mark}"><details{opened}><summary>{line}</summary>'
+            f"{inner}</details></li>"
             if inner
             else f'<li class="node{mark}"><p>{line}</p></li>'
         )
@@ -104,7 +146,9 @@ def _said(node: Mapping[str, Any]) -> str:
     return f"step {node['number']}" if "text" not in node else node["text"] or "(end)"
 
 
-def _chosen(number: int, path: Sequence[str], below: Mapping[int, list[Mapping[str, Any]]]) -> set[int]:
+def _chosen(
+    number: int, path: Sequence[str], below: Mapping[int, list[Mapping[str, Any]]]
+) -> set[int]:
     """Numbers of the nodes whose steps are the solution's, from the root down."""
     if not path:
         return set()

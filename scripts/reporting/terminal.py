@@ -1,4 +1,5 @@
-"""What a person sees: phases with progress while a run goes on, a table and samples when it has ended."""
+"""What a person sees: phases with progress while a run goes on, a table and samples when it has
+ended."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import numpy as np
 from fedduet.lm import progress as lm_progress
 from fedduet.strategies.run.summary import taught_by
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from scipy import stats
 
@@ -20,7 +28,8 @@ ORDER = ("local", "dp_only", "zero_shot", "filtered", "fedavg", "fdkt", "crosslm
 
 
 class Display:
-    """A live progress display fed by a run's events and by long loops in `lm`; plain lines where there is no terminal."""
+    """A live progress display fed by a run's events and by long loops in `lm`; plain lines where
+    there is no terminal."""
 
     def __init__(self, folder: Path, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -29,11 +38,15 @@ class Display:
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]} {task.fields[note]}"),
+            TextColumn(
+                "{task.completed:.0f}/{task.total:.0f} {task.fields[unit]} {task.fields[note]}"
+            ),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._progress = Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        )
         self._phases: dict[str, Any] = {}
         self._inner: Any = None
         self._inner_name = ""
@@ -52,7 +65,9 @@ class Display:
         """One event of the run folder."""
         kind, phase = entry["event"], entry.get("phase", "")
         if kind == "phase_start":
-            self._phases[phase] = self._progress.add_task(phase, total=1, unit="LLM" if entry["side"] == "llm" else "sites", note="")
+            self._phases[phase] = self._progress.add_task(
+                phase, total=1, unit="LLM" if entry["side"] == "llm" else "sites", note=""
+            )
         elif kind == "sent" and phase in self._phases:
             self._progress.update(self._phases[phase], total=len(entry["clients"]))
         elif kind == "answered" and phase in self._phases:
@@ -64,7 +79,8 @@ class Display:
             self._print(f"[dim]kept {phase} from an earlier start[/]")
         elif kind == "failure":
             self._print(
-                f"[red]left out[/] {entry['client'] or entry['phase']}: {entry['reason']} [dim]({entry['phase']}, {entry['kind']})[/]"
+                f"[red]left out[/] {entry['client'] or entry['phase']}: {entry['reason']}"
+                f" [dim]({entry['phase']}, {entry['kind']})[/]"
             )
         elif kind == "warning":
             self._print(f"[yellow]warning[/] {entry['message']}")
@@ -78,9 +94,13 @@ class Display:
         if progress.phase != self._inner_name or self._inner is None:
             if self._inner is not None:
                 self._progress.remove_task(self._inner)
-            self._inner = self._progress.add_task(f"  {progress.phase}", total=progress.total, unit=progress.unit, note="")
+            self._inner = self._progress.add_task(
+                f"  {progress.phase}", total=progress.total, unit=progress.unit, note=""
+            )
             self._inner_name = progress.phase
-        self._progress.update(self._inner, completed=progress.done, total=max(progress.total, 1), note=figures)
+        self._progress.update(
+            self._inner, completed=progress.done, total=max(progress.total, 1), note=figures
+        )
         if progress.done >= progress.total:
             self._progress.remove_task(self._inner)
             self._inner = None
@@ -98,15 +118,19 @@ class Display:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % Student t interval; the half-width is nan for fewer than two values."""
+    """Mean and half-width of its 95 % Student t interval; the half-width is nan for fewer than two
+    values."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, float(
+        stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    )
 
 
 def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
-    """The table of a run: accuracy by method and site, what it cost, samples of what went up and came down."""
+    """The table of a run: accuracy by method and site, what it cost, samples of what went up and
+    came down."""
     console = console or Console()
     console.print(accuracy_table(summary))
     model = taught_by(summary["strategy"])
@@ -114,7 +138,9 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
     if local is not None and found is not None:
         gap = summary["gap_closed"]
         closed = "" if gap is None else f", {gap:.0%} of the gap to pooled data closed"
-        console.print(f"{model} - local: {100 * (found - local):+.1f} points{closed}", highlight=False)
+        console.print(
+            f"{model} - local: {100 * (found - local):+.1f} points{closed}", highlight=False
+        )
     if summary.get("answers"):
         console.print(answers_table(summary))
     if summary.get("curve"):
@@ -124,7 +150,10 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
     _print_samples(folder / "demonstrations.jsonl", "demonstrations (DP, up)", console)
     _print_samples(folder / "task_data.jsonl", "LLM-written data (down)", console)
     for failure in summary["failures"]:
-        console.print(f"[red]failure[/] {failure['phase']} {failure['client']}: {failure['reason']}", highlight=False)
+        console.print(
+            f"[red]failure[/] {failure['phase']} {failure['client']}: {failure['reason']}",
+            highlight=False,
+        )
     console.print(f"{summary['status']}; everything is in {folder}", highlight=False)
 
 
@@ -134,7 +163,12 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
     models = sorted(
         summary["accuracy"], key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
     )  # others as they were measured
-    table = Table(title=f"test accuracy, {summary['task']}, seed {summary['seed']}; LLM: {summary['llm'].get('description', '')}")
+    table = Table(
+        title=(
+            f"test accuracy, {summary['task']}, seed {summary['seed']}; LLM:"
+            f" {summary['llm'].get('description', '')}"
+        )
+    )
     table.add_column("method")
     for site in by_site:
         table.add_column(site, justify="right")
@@ -142,28 +176,53 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
     for model in models:
         values = [accuracy[model] for accuracy in by_site.values() if model in accuracy]
         mean, half = interval(values)
-        spread = "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
-        cells = [f"{by_site[site][model]:.3f}" if model in by_site[site] else "-" for site in by_site]
-        table.add_row(model, *cells, f"{mean:.3f}{spread}", style="bold" if model == taught_by(summary["strategy"]) else "")
+        spread = (
+            "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
+        )
+        cells = [
+            f"{by_site[site][model]:.3f}" if model in by_site[site] else "-" for site in by_site
+        ]
+        table.add_row(
+            model,
+            *cells,
+            f"{mean:.3f}{spread}",
+            style="bold" if model == taught_by(summary["strategy"]) else "",
+        )
     return table
 
 
 def answers_table(summary: Mapping[str, Any]) -> Table:
     """G-Boost and its baselines: how many answers are right, and what a question took."""
     table = Table(title="answers, and what one question took on the mean")
-    columns = {"accuracy": ".3f", "llm_tokens": ".0f", "slm_tokens": ".0f", "reward_calls": ".1f", "requests": ".1f", "seconds": ".3f"}
+    columns = {
+        "accuracy": ".3f",
+        "llm_tokens": ".0f",
+        "slm_tokens": ".0f",
+        "reward_calls": ".1f",
+        "requests": ".1f",
+        "seconds": ".3f",
+    }
     table.add_column("method")
     for name in columns:
-        table.add_column(name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " "), justify="right")
+        table.add_column(
+            name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " "), justify="right"
+        )
     for method, found in summary["answers"].items():
         style = "bold" if method == summary["strategy"] else ""
-        table.add_row(method, *(format(found[name], form) for name, form in columns.items()), style=style)
+        table.add_row(
+            method, *(format(found[name], form) for name, form in columns.items()), style=style
+        )
     return table
 
 
 def curve_table(summary: Mapping[str, Any]) -> Table:
-    """CrossLM, round by round: what the LLM wrote and how the sites and (where there is one) an oracle rate it."""
-    names = {"oracle_agreement": "oracle agrees", "oracle_agreement_accepted": "of the accepted", "reward": "mean reward"}
+    """CrossLM, round by round: what the LLM wrote and how the sites and (where there is one) an
+    oracle rate it."""
+    names = {
+        "oracle_agreement": "oracle agrees",
+        "oracle_agreement_accepted": "of the accepted",
+        "reward": "mean reward",
+    }
     names |= {"llm_accuracy": "LLM accuracy"}
     table = Table(title="rounds")
     for title in ("round", "texts", "accepted", *names.values()):
@@ -175,28 +234,50 @@ def curve_table(summary: Mapping[str, Any]) -> Table:
 
 
 def llm_table(summary: Mapping[str, Any]) -> Table:
-    """The LLM itself: accuracy on the sites' tests and general ability, as it came, after the rounds, and tuned in other ways."""
+    """The LLM itself: accuracy on the sites' tests and general ability, as it came, after the
+    rounds, and tuned in other ways."""
     table = Table(title=f"the LLM itself; scores: {summary['feedback']}")
     for title in ("LLM", "task accuracy", "perplexity of neutral text", "other tasks"):
         table.add_column(title, justify="left" if title == "LLM" else "right")
     for when in dict.fromkeys((*summary["llm_accuracy"], *summary["llm_general"])):
         accuracy, general = summary["llm_accuracy"].get(when), summary["llm_general"].get(when)
-        figures = [f"{general['perplexity']:.2f}", f"{general['accuracy']:.3f}"] if general else ["-", "-"]
+        figures = (
+            [f"{general['perplexity']:.2f}", f"{general['accuracy']:.3f}"]
+            if general
+            else ["-", "-"]
+        )
         table.add_row(when, "-" if accuracy is None else f"{accuracy:.3f}", *figures)
     return table
 
 
 def _print_costs(summary: Mapping[str, Any], console: Console) -> None:
-    said = [f"{site} " + (f"{value:.2f}" if math.isfinite(value) else "no formal guarantee") for site, value in summary["epsilon"].items()]
+    said = [
+        f"{site} " + (f"{value:.2f}" if math.isfinite(value) else "no formal guarantee")
+        for site, value in summary["epsilon"].items()
+    ]
     delta = ", ".join(f"{value:.1e}" for value in sorted(set(summary["delta"].values())))
-    console.print(f"epsilon: {', '.join(said)} (delta {delta})" if said else "epsilon: nothing was released", highlight=False)
+    console.print(
+        f"epsilon: {', '.join(said)} (delta {delta})" if said else "epsilon: nothing was released",
+        highlight=False,
+    )
     wire, llm, seconds = summary["wire"], summary["llm"], summary["seconds"]
-    console.print(f"wire: {wire['up_bytes']:,} bytes up, {wire['down_bytes']:,} bytes down", highlight=False)
-    console.print(f"LLM: {llm.get('prompt_tokens', 0):,} prompt tokens, {llm.get('new_tokens', 0):,} new tokens", highlight=False)
-    sides = ", ".join(f"{name} {seconds[name]:.1f} s" for name in ("llm", "clients", "orchestration"))
+    console.print(
+        f"wire: {wire['up_bytes']:,} bytes up, {wire['down_bytes']:,} bytes down", highlight=False
+    )
+    console.print(
+        f"LLM: {llm.get('prompt_tokens', 0):,} prompt tokens, {llm.get('new_tokens', 0):,} new"
+        " tokens",
+        highlight=False,
+    )
+    sides = ", ".join(
+        f"{name} {seconds[name]:.1f} s" for name in ("llm", "clients", "orchestration")
+    )
     console.print(f"time: {seconds['total']:.1f} s ({sides})", highlight=False)
     slow = sorted(seconds["phases"].items(), key=lambda item: -item[1])[:6]
-    console.print("slowest phases: " + ", ".join(f"{name} {value:.1f} s" for name, value in slow), highlight=False)
+    console.print(
+        "slowest phases: " + ", ".join(f"{name} {value:.1f} s" for name, value in slow),
+        highlight=False,
+    )
 
 
 def _print_samples(file: Path, title: str, console: Console, count: int = 3) -> None:
@@ -207,4 +288,8 @@ def _print_samples(file: Path, title: str, console: Console, count: int = 3) -> 
         return
     console.print(f"[bold]{title}[/]")
     for row in rows[:: max(1, len(rows) // count)][:count]:
-        console.print(f"  {row['client']}, label {row['label']}: {row['text'][:200]}", highlight=False, markup=False)
+        console.print(
+            f"  {row['client']}, label {row['label']}: {row['text'][:200]}",
+            highlight=False,
+            markup=False,
+        )

@@ -1,4 +1,5 @@
-"""Trackers: a run's figures for TensorBoard, MLflow or Weights & Biases; `events.jsonl` is the truth, they repeat its numbers."""
+"""Trackers: a run's figures for TensorBoard, MLflow or Weights & Biases; `events.jsonl` is the
+truth, they repeat its numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ import pydantic
 import yaml
 from fedduet.conf.check import ConfigError, Section, check, nearest
 
-PACKAGE = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # name in a configuration -> module
+# name in a configuration -> module
+PACKAGE = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
 
 class TrackingConfig(Section):
@@ -24,7 +26,8 @@ class TrackingConfig(Section):
 
     to: Literal["auto"] | tuple[str, ...] = "auto"
     project: str = pydantic.Field("fedduet", min_length=1)  # MLflow's experiment, W&B's project
-    address: str | None = None  # MLflow's tracking server; null: the file mlflow.db in the run folder
+    # MLflow's tracking server; null: the file mlflow.db in the run folder
+    address: str | None = None
 
     @pydantic.field_validator("to", mode="before")
     @classmethod
@@ -33,7 +36,9 @@ class TrackingConfig(Section):
         names = [names] if isinstance(names, str) and names != "auto" else names
         for name in () if names == "auto" else names:
             if name not in PACKAGE:
-                raise ValueError(f"found {name!r}; {nearest(str(name), list(PACKAGE))}, or auto, or none")
+                raise ValueError(
+                    f"found {name!r}; {nearest(str(name), list(PACKAGE))}, or auto, or none"
+                )
         return names if names == "auto" else tuple(names)
 
 
@@ -50,17 +55,25 @@ class Sink(Protocol):
 
 
 def checked(values: Mapping[str, Any] | None) -> TrackingConfig:
-    """The `tracking` section. Raises ConfigError, also for a tracker that is asked for and not installed."""
+    """The `tracking` section. Raises ConfigError, also for a tracker that is asked for and not
+    installed."""
     config = check(TrackingConfig, values or {}, "tracking")
     for name in () if config.to == "auto" else config.to:
         if importlib.util.find_spec(PACKAGE[name]) is None:
-            raise ConfigError(f"tracking.to: {name} is not installed; pip install 'fedduet[{name}]', or leave it out")
+            raise ConfigError(
+                f"tracking.to: {name} is not installed; pip install 'fedduet[{name}]', or leave"
+                " it out"
+            )
     return config
 
 
 def sinks(config: TrackingConfig, folder: Path) -> dict[str, Callable[[], Sink]]:
     """How to open each tracker of `config` for the run in `folder`, by name."""
-    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) if (folder / "config.yaml").is_file() else {}
+    settings = (
+        yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        if (folder / "config.yaml").is_file()
+        else {}
+    )
     known: dict[str, Callable[[], Sink]] = {
         "tensorboard": lambda: TensorBoard(folder / "tensorboard"),
         "mlflow": lambda: MLflow(folder, config, settings),
@@ -73,9 +86,15 @@ def sinks(config: TrackingConfig, folder: Path) -> dict[str, Callable[[], Sink]]
 
 
 class Tracking:
-    """Hears a run's events and passes their figures on. `said` is told, once, of a tracker that fails and is left out."""
+    """Hears a run's events and passes their figures on. `said` is told, once, of a tracker that
+    fails and is left out."""
 
-    def __init__(self, openers: Mapping[str, Callable[[], Sink]], said: Callable[[str], None] = print, step: int = 0) -> None:
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Sink]],
+        said: Callable[[str], None] = print,
+        step: int = 0,
+    ) -> None:
         self._openers, self._said, self._step = dict(openers), said, step
         self._open: dict[str, Sink] = {}
         self._sums: Counter[str] = Counter()
@@ -88,7 +107,11 @@ class Tracking:
 
     def finish(self, summary: Mapping[str, Any], time: float) -> None:
         """What only the summary says, and the end."""
-        spent = {f"epsilon/{site}": value for site, value in summary["epsilon"].items() if math.isfinite(value)}
+        spent = {
+            f"epsilon/{site}": value
+            for site, value in summary["epsilon"].items()
+            if math.isfinite(value)
+        }
         if summary.get("gap_closed") is not None:
             spent["gap_closed"] = summary["gap_closed"]
         if spent:
@@ -115,17 +138,24 @@ class Tracking:
     def _attempt(self, name: str, act: Callable[[], None]) -> bool:
         try:
             act()
-        except Exception as failure:  # a tracker's trouble is none of the run's; events.jsonl has everything
-            self._said(f"{name} is left out: {type(failure).__name__}: {failure} (later: fedduet track RUN --to {name})")
+        # a tracker's trouble is none of the run's; events.jsonl has everything
+        except Exception as failure:
+            self._said(
+                f"{name} is left out: {type(failure).__name__}: {failure} (later: fedduet track RUN"
+                f" --to {name})"
+            )
             return False
         return True
 
 
 def figures(entry: Mapping[str, Any], sums: Counter[str]) -> dict[str, float]:
-    """The numbers of one event, by name; `sums` holds what is added up over the run and is brought up to date."""
+    """The numbers of one event, by name; `sums` holds what is added up over the run and is brought
+    up to date."""
     kind, found = entry["event"], {}
     if kind == "accuracy" and entry["by_site"]:
-        found = {f"accuracy/{entry['model']}/{site}": value for site, value in entry["by_site"].items()}
+        found = {
+            f"accuracy/{entry['model']}/{site}": value for site, value in entry["by_site"].items()
+        }
         found[f"accuracy/{entry['model']}"] = float(np.mean(list(entry["by_site"].values())))
     elif kind == "phase_end":
         found = {f"seconds/{entry['phase']}": entry["seconds"]}
@@ -138,16 +168,28 @@ def figures(entry: Mapping[str, Any], sums: Counter[str]) -> dict[str, float]:
             sums[f"llm/{key}"] += entry[key]
         found = {name: value for name, value in sums.items() if name.startswith("llm/")}
     elif kind == "round":
-        found = {f"round/{key}": value for key, value in entry.items() if key not in ("event", "time", "elapsed")}
+        found = {
+            f"round/{key}": value
+            for key, value in entry.items()
+            if key not in ("event", "time", "elapsed")
+        }
     elif kind == "tuned":
-        found = {f"tuned/{entry['adapter']}/{key}": entry[key] for key in ("loss", "kl", "steps") if key in entry}
+        found = {
+            f"tuned/{entry['adapter']}/{key}": entry[key]
+            for key in ("loss", "kl", "steps")
+            if key in entry
+        }
     elif kind == "failure":
         sums["failures"] += 1
         found = {"failures": sums["failures"]}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
-# -- The trackers ---------------------------------------------------------------------------------------------------------
+# -- The trackers ----------------------------------------------------------------------------------
 
 
 class TensorBoard:
@@ -174,9 +216,15 @@ class MLflow:
     def __init__(self, folder: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
         import mlflow
 
-        self._client = mlflow.MlflowClient(tracking_uri=config.address or f"sqlite:///{folder}/mlflow.db")
+        self._client = mlflow.MlflowClient(
+            tracking_uri=config.address or f"sqlite:///{folder}/mlflow.db"
+        )
         experiment = self._client.get_experiment_by_name(config.project)
-        identity = experiment.experiment_id if experiment else self._client.create_experiment(config.project)
+        identity = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(config.project)
+        )
         kept = folder / "mlflow_run"
         if kept.is_file():
             self._run = kept.read_text().strip()
@@ -202,9 +250,16 @@ class WandB:
     def __init__(self, folder: Path, config: TrackingConfig, settings: Mapping[str, Any]) -> None:
         import wandb
 
-        identity = (folder / "run_id").read_text().strip() if (folder / "run_id").is_file() else None
+        identity = (
+            (folder / "run_id").read_text().strip() if (folder / "run_id").is_file() else None
+        )
         self._run = wandb.init(
-            project=config.project, name=folder.name, id=identity, resume="allow", dir=str(folder), config=dict(flat(settings))
+            project=config.project,
+            name=folder.name,
+            id=identity,
+            resume="allow",
+            dir=str(folder),
+            config=dict(flat(settings)),
         )
 
     def log(self, figures: Mapping[str, float], step: int, time: float) -> None:
@@ -251,6 +306,13 @@ def main(argv: Sequence[str]) -> int:
                 tracking.event(entry)
                 last = entry["time"]
         summary = folder / "summary.json"
-        tracking.finish(json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {"epsilon": {}}, last)
+        tracking.finish(
+            (
+                json.loads(summary.read_text(encoding="utf-8"))
+                if summary.is_file()
+                else {"epsilon": {}}
+            ),
+            last,
+        )
         print(troubles[-1] if troubles else f"{folder} -> {given.to}")
     return int(bool(troubles))

@@ -1,4 +1,5 @@
-"""`fedduet sweep-report DIR`: all jobs of a sweep as one table, and as one page with plots; what failed or is missing is named."""
+"""`fedduet sweep-report DIR`: all jobs of a sweep as one table, and as one page with plots; what
+failed or is missing is named."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from fedduet.scripts.reporting.terminal import ORDER, interval
 from fedduet.scripts.sweeping.plan import read_plan, state
 
 SEED = "seed"
-Setting = tuple[tuple[str, str], ...]  # what is swept but the seed: (key, value), in the sweep's order
+# what is swept but the seed: (key, value), in the sweep's order
+Setting = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """One method under one setting, over seeds. `values`: the mean over sites of each run; `minus`: the same minus the private model's."""
+    """One method under one setting, over seeds. `values`: the mean over sites of each run; `minus`:
+    the same minus the private model's."""
 
     setting: Setting
     method: str
@@ -50,14 +53,19 @@ def read_jobs(folder: Path) -> list[Job]:
     plan = read_plan(folder)
     if not plan["jobs"]:
         raise ConfigError(
-            f"{folder} has no sweep.json; give the folder that fedduet -m printed (several single runs: fedduet report RUN...)"
+            f"{folder} has no sweep.json; give the folder that fedduet -m printed (several single"
+            " runs: fedduet report RUN...)"
         )
     jobs = []
     for name, overrides in plan["jobs"].items():
         values = dict(override.split("=", 1) for override in overrides)
         setting = tuple((key, values.get(key, "-")) for key in plan["swept"] if key != SEED)
         now, why = state(folder / name)
-        summary = json.loads((folder / name / "summary.json").read_text(encoding="utf-8")) if now == "completed" else {}
+        summary = (
+            json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+            if now == "completed"
+            else {}
+        )
         jobs.append(Job(name, setting, values.get(SEED, "0"), now, why, summary))
     return jobs
 
@@ -68,24 +76,64 @@ def rows(jobs: Sequence[Job]) -> list[Row]:
     for setting in dict.fromkeys(job.setting for job in jobs if job.summary):
         of = [job for job in jobs if job.setting == setting and job.summary]
         models = dict.fromkeys(model for job in of for model in job.summary["accuracy"])
-        for model in sorted(models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-            measured = [(job.summary["accuracy"], job.base) for job in of if model in job.summary["accuracy"]]
-            minus = tuple(accuracy[model] - accuracy[base] for accuracy, base in measured if base in accuracy and base != model)
+        for model in sorted(
+            models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
+        ):
+            measured = [
+                (job.summary["accuracy"], job.base)
+                for job in of
+                if model in job.summary["accuracy"]
+            ]
+            minus = tuple(
+                accuracy[model] - accuracy[base]
+                for accuracy, base in measured
+                if base in accuracy and base != model
+            )
             spent = [value for job in of for value in job.summary["epsilon"].values()]
-            found.append(Row(setting, model, tuple(accuracy[model] for accuracy, _ in measured), minus, max(spent, default=math.nan)))
+            found.append(
+                Row(
+                    setting,
+                    model,
+                    tuple(accuracy[model] for accuracy, _ in measured),
+                    minus,
+                    max(spent, default=math.nan),
+                )
+            )
     return found
 
 
 def table(found: Sequence[Row]) -> list[list[str]]:
-    """Head and rows as text. Accuracy is the mean over seeds (of means over sites), with a 95 % Student t interval over seeds;
-    differences to the private model alone are paired by seed."""
+    """Head and rows as text. Accuracy is the mean over seeds (of means over sites), with a 95 %
+    Student t interval over seeds; differences to the private model alone are paired by seed."""
     keys = [key for key, _ in found[0].setting] if found else []
-    head = [*keys, "method", "accuracy [95 % over seeds]", "minus the SLM alone, points [95 %]", "epsilon spent", "runs"]
+    head = [
+        *keys,
+        "method",
+        "accuracy [95 % over seeds]",
+        "minus the SLM alone, points [95 %]",
+        "epsilon spent",
+        "runs",
+    ]
     lines = []
     for row in found:
-        spent = "-" if math.isnan(row.epsilon) else "no guarantee" if math.isinf(row.epsilon) else f"{row.epsilon:.2f}"
+        spent = (
+            "-"
+            if math.isnan(row.epsilon)
+            else "no guarantee"
+            if math.isinf(row.epsilon)
+            else f"{row.epsilon:.2f}"
+        )
         minus = _spread([100 * value for value in row.minus], "+.1f")
-        lines.append([*(value for _, value in row.setting), row.method, _spread(row.values, ".3f"), minus, spent, str(len(row.values))])
+        lines.append(
+            [
+                *(value for _, value in row.setting),
+                row.method,
+                _spread(row.values, ".3f"),
+                minus,
+                spent,
+                str(len(row.values)),
+            ]
+        )
     return [head, *lines]
 
 
@@ -93,7 +141,9 @@ def _spread(values: Sequence[float], form: str) -> str:
     if not values:
         return ""
     mean, half = interval(list(values))
-    return format(mean, form) + ("" if math.isnan(half) else f" [{mean - half:{form}}, {mean + half:{form}}]")
+    return format(mean, form) + (
+        "" if math.isnan(half) else f" [{mean - half:{form}}, {mean + half:{form}}]"
+    )
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,5 @@
-"""The gateway's bodies: what a completion request may say, and how answers and errors are written (OpenAI's form, vLLM's names)."""
+"""The gateway's bodies: what a completion request may say, and how answers and errors are written
+(OpenAI's form, vLLM's names)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import pydantic
 from fedduet.server.llm.top_logprobs import PlaceLogprobs
 
 LEAST_TEMPERATURE = 1e-5  # below it the likeliest token is meant, as in vLLM
-LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say, as in OpenAI's and vLLM's answers
+# stands for minus infinity, which JSON cannot say, as in OpenAI's and vLLM's answers
+LEAST_LOGPROB = -9999.0
 MOST_STOPS = 16  # [O]
 
 
@@ -18,19 +20,42 @@ class Refused(Exception):
     """A request that gets an error instead of an answer, in OpenAI's form."""
 
     def __init__(
-        self, status: int, message: str, code: str | None = None, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, dict(headers or {})
+        self.status, self.message, self.code, self.param, self.headers = (
+            status,
+            message,
+            code,
+            param,
+            dict(headers or {}),
+        )
 
     def body(self) -> bytes:
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return to_json({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        kind = kinds.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
+        )
+        return to_json(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": kind,
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        )
 
 
 def to_json(value: Any) -> bytes:
-    """ASCII JSON (a lone surrogate that a request smuggled in cannot break it); numbers that JSON does not know raise ValueError."""
+    """ASCII JSON (a lone surrogate that a request smuggled in cannot break it); numbers that JSON
+    does not know raise ValueError."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
@@ -42,11 +67,14 @@ class StreamOptions(pydantic.BaseModel):
 
 
 class CompletionBody(pydantic.BaseModel):
-    """POST /v1/completions. null is the default everywhere. What would change the answer and is not here is refused, not ignored.
+    """POST /v1/completions. null is the default everywhere. What would change the answer and is not
+    here is refused, not ignored.
 
-    `return_token_ids`, `return_tokens_as_token_ids` and `top_k` mean what they do in vLLM. `logprobs_from` is the gateway's own:
-    places of the echoed prompt before it get no log-probabilities (null), which saves most of the bytes when only a draft at the
-    prompt's end is asked about; servers that do not know it send them all.
+    `return_token_ids`, `return_tokens_as_token_ids` and `top_k` mean what they do in vLLM.
+    `logprobs_from` is the gateway's own:
+    places of the echoed prompt before it get no log-probabilities (null), which saves most of the
+    bytes when only a draft at the prompt's end is asked about; servers that do not know it send
+    them all.
     """
 
     model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -80,9 +108,15 @@ class CompletionBody(pydantic.BaseModel):
     def _several(cls, value: Any) -> Any:
         if isinstance(value, str) or _numbers(value):
             value = [value]
-        if isinstance(value, list) and value and (all(isinstance(one, str) for one in value) or all(map(_numbers, value))):
+        if (
+            isinstance(value, list)
+            and value
+            and (all(isinstance(one, str) for one in value) or all(map(_numbers, value)))
+        ):
             return value
-        raise ValueError("allowed: a text, a list of token ids, or a list of either, none of them empty lists")
+        raise ValueError(
+            "allowed: a text, a list of token ids, or a list of either, none of them empty lists"
+        )
 
     @pydantic.field_validator("stop", mode="before")
     @classmethod
@@ -94,7 +128,9 @@ class CompletionBody(pydantic.BaseModel):
     def _text(cls, value: list) -> list:
         for text in value:
             if isinstance(text, str) and not _encodes(text):
-                raise ValueError("found half of a surrogate pair; allowed: text that UTF-8 can write")
+                raise ValueError(
+                    "found half of a surrogate pair; allowed: text that UTF-8 can write"
+                )
         return value
 
     @pydantic.model_validator(mode="after")
@@ -127,30 +163,54 @@ def read_completion(raw: bytes) -> CompletionBody:
     except (ValueError, RecursionError) as failure:
         raise Refused(400, f"the body is not JSON: {str(failure)[:200]}", "invalid_json") from None
     if not isinstance(found, dict):
-        raise Refused(400, f"the body is a JSON {type(found).__name__}; allowed: an object", "invalid_json")
+        raise Refused(
+            400, f"the body is a JSON {type(found).__name__}; allowed: an object", "invalid_json"
+        )
     try:
-        return CompletionBody.model_validate({name: value for name, value in found.items() if value is not None})
+        return CompletionBody.model_validate(
+            {name: value for name, value in found.items() if value is not None}
+        )
     except pydantic.ValidationError as failure:
         error = failure.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in error["loc"])[:100]
-        raise Refused(400, f"{where}: {error['msg']}" if where else error["msg"], "invalid_value", where or None) from None
+        raise Refused(
+            400,
+            f"{where}: {error['msg']}" if where else error["msg"],
+            "invalid_value",
+            where or None,
+        ) from None
 
 
 # ---------------------------------------------------------------- answers
 
 
 def token_name(tokenizer: Any, token: int, as_id: bool) -> str:
-    """How a token is written: its text, or "token_id:N", which alone says for certain which token is meant."""
-    return f"token_id:{token}" if as_id else tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    """How a token is written: its text, or "token_id:N", which alone says for certain which token
+    is meant."""
+    return (
+        f"token_id:{token}"
+        if as_id
+        else tokenizer.decode(
+            [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
 
 
 def logprobs_part(
-    tokenizer: Any, row: Sequence[int], places: PlaceLogprobs, begin: int, first: int, chosen: Sequence[float], k: int, as_ids: bool
+    tokenizer: Any,
+    row: Sequence[int],
+    places: PlaceLogprobs,
+    begin: int,
+    first: int,
+    chosen: Sequence[float],
+    k: int,
+    as_ids: bool,
 ) -> dict[str, Any]:
-    """The `logprobs` of a choice for row[begin:], null at places before `first`, where `places` begins.
+    """The `logprobs` of a choice for row[begin:], null at places before `first`, where `places`
+    begins.
 
-    `chosen`: log-probabilities of row[first:]. As with OpenAI and vLLM the token itself is among the alternatives, so that there may
-    be k + 1 of them.
+    `chosen`: log-probabilities of row[first:]. As with OpenAI and vLLM the token itself is among
+    the alternatives, so that there may be k + 1 of them.
     """
     names, own, best, offsets, offset = [], [], [], [], 0
     most, likely = places.tokens[:, :k].tolist(), places.logprobs[:, :k].tolist()
@@ -175,4 +235,8 @@ def logprobs_part(
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
     """The `usage` of an answer."""
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": new_tokens, "total_tokens": prompt_tokens + new_tokens}
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+    }

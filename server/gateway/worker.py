@@ -1,4 +1,5 @@
-"""One thread runs the gateway's model: what waits together runs in one batch, and scoring goes between the steps of writing."""
+"""One thread runs the gateway's model: what waits together runs in one batch, and scoring goes
+between the steps of writing."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from fedduet.server.llm.top_logprobs import PlaceLogprobs, top_logprobs
 
 @dataclass
 class Writing:
-    """Rows that one request wants continued. `told(row, new tokens)` is called after every token, in a thread of the worker's.
-    `cancelled` ends its rows after their next token."""
+    """Rows that one request wants continued. `told(row, new tokens)` is called after every token,
+    in a thread of the worker's. `cancelled` ends its rows after their next token."""
 
     asks: Sequence[Ask]
     told: Callable[[int, list[int]], None] | None = None
@@ -34,8 +35,8 @@ class _Scoring:
 
 
 class Worker:
-    """Owns the model while the gateway runs. A batch of writing is not joined by requests that come later; scoring never waits longer
-    than one step of it."""
+    """Owns the model while the gateway runs. A batch of writing is not joined by requests that come
+    later; scoring never waits longer than one step of it."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_tokens: int = 16_384) -> None:
         self._model, self._vocabulary, self._batch_tokens = model, len(tokenizer), batch_tokens
@@ -64,7 +65,9 @@ class Worker:
             self._wake.notify()
         return job.done
 
-    def score(self, rows: Sequence[Sequence[int]], starts: Sequence[int], k: int) -> Future[list[PlaceLogprobs]]:
+    def score(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int], k: int
+    ) -> Future[list[PlaceLogprobs]]:
         """See `top_logprobs`."""
         job = _Scoring(rows, starts, k)
         with self._wake:
@@ -87,7 +90,10 @@ class Worker:
                     for job in (*self._writing, *self._scoring):
                         job.done.cancel()
                     return
-                jobs, self._writing = [job for job in self._writing if job.done.set_running_or_notify_cancel()], []
+                jobs, self._writing = (
+                    [job for job in self._writing if job.done.set_running_or_notify_cancel()],
+                    [],
+                )
             self._score_all()
             if jobs:
                 self._write_all(jobs)
@@ -97,14 +103,23 @@ class Worker:
         if not self._scoring:
             return
         with self._wake:
-            jobs, self._scoring = [job for job in self._scoring if job.done.set_running_or_notify_cancel()], []
+            jobs, self._scoring = (
+                [job for job in self._scoring if job.done.set_running_or_notify_cancel()],
+                [],
+            )
         if not jobs:
             return
         try:
-            rows, starts = [row for job in jobs for row in job.rows], [start for job in jobs for start in job.starts]
+            rows, starts = (
+                [row for job in jobs for row in job.rows],
+                [start for job in jobs for start in job.starts],
+            )
             most = max(job.k for job in jobs)
-            found = top_logprobs(self._model, rows, most, starts, self._vocabulary, self._batch_tokens)
-        except Exception as failure:  # it belongs to those who wait; the thread goes on for the others
+            found = top_logprobs(
+                self._model, rows, most, starts, self._vocabulary, self._batch_tokens
+            )
+        # it belongs to those who wait; the thread goes on for the others
+        except Exception as failure:
             for job in jobs:
                 job.done.set_exception(failure)
             return
@@ -127,8 +142,19 @@ class Worker:
                 job.done.set_result(mine)
 
         try:
-            asks = [replace(ask, stopped=self._stopping(job, row, ask)) for job in jobs for row, ask in enumerate(job.asks)]
-            decode(self._run, asks, self._ends, batch_size=None, batch_tokens=self._batch_tokens, done=finish)
+            asks = [
+                replace(ask, stopped=self._stopping(job, row, ask))
+                for job in jobs
+                for row, ask in enumerate(job.asks)
+            ]
+            decode(
+                self._run,
+                asks,
+                self._ends,
+                batch_size=None,
+                batch_tokens=self._batch_tokens,
+                done=finish,
+            )
         except Exception as failure:
             for job in jobs:
                 if not job.done.done():

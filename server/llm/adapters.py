@@ -1,4 +1,5 @@
-"""LoRA adapters of a transformers engine: made, tuned, used, saved and loaded by name, on one base that never changes."""
+"""LoRA adapters of a transformers engine: made, tuned, used, saved and loaded by name, on one base
+that never changes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ Encode = Callable[[Prompt, str, bool], Encoded]  # prompt, what follows, whether
 
 
 class Adapters:
-    """The adapters on `model`, a causal LM. `current` is the model to run: the plain one until there is an adapter, then a PeftModel."""
+    """The adapters on `model`, a causal LM. `current` is the model to run: the plain one until
+    there is an adapter, then a PeftModel."""
 
     def __init__(self, model: Any, path: str, pad_id: int) -> None:
         self.current, self._path, self._pad_id = model, path, pad_id
@@ -33,9 +35,13 @@ class Adapters:
         return tuple(self.current.peft_config) if isinstance(self.current, PeftModel) else ()
 
     def use(self, name: str | None) -> None:
-        """Run with `name` from now on, or (None) as the base. Raises KeyError for an adapter that is not there."""
+        """Run with `name` from now on, or (None) as the base. Raises KeyError for an adapter that
+        is not there."""
         if name is not None and name not in self.names:
-            raise KeyError(f"adapter {name!r}: not there; found: {', '.join(self.names) or 'none'}; tune or load it first")
+            raise KeyError(
+                f"adapter {name!r}: not there; found: {', '.join(self.names) or 'none'}; tune or"
+                " load it first"
+            )
         self.used = name
         if not isinstance(self.current, PeftModel):
             return
@@ -46,7 +52,8 @@ class Adapters:
             self.current.set_adapter(name)
 
     def stepper(self) -> Stepper:
-        """For decoding: a plain Llama, with the adapter folded in, where memory allows a copy; else the model's own forward."""
+        """For decoding: a plain Llama, with the adapter folded in, where memory allows a copy; else
+        the model's own forward."""
         model = self.current
         if not isinstance(model, PeftModel):
             return stepper(model)
@@ -55,7 +62,9 @@ class Adapters:
             return AnyStepper(model)
         with quiet():
             plain = copy.deepcopy(model)
-            plain = plain.merge_and_unload(adapter_names=[self.used]) if self.used else plain.unload()
+            plain = (
+                plain.merge_and_unload(adapter_names=[self.used]) if self.used else plain.unload()
+            )
         return stepper(plain)
 
     def tune_policy(
@@ -72,7 +81,11 @@ class Adapters:
         rows = [(encode(one.prompt, one.text, one.ended), one) for one in rated]
         rows = [(row, one) for row, one in rows if len(row.ids) > row.context]
         with _Active(self, name, config.rank, config.alpha, seed) as model:
-            given = ([row for row, _ in rows], [one.reward for _, one in rows], [one.group for _, one in rows])
+            given = (
+                [row for row, _ in rows],
+                [one.reward for _, one in rows],
+                [one.group for _, one in rows],
+            )
             return tune_policy(model, *given, keep, config, self._pad_id, seed, _told(progress))
 
     def tune_examples(
@@ -89,16 +102,21 @@ class Adapters:
         rows = [encode(one.prompt, one.answer, False) for one in examples]
         with _Active(self, name, config.rank, config.alpha, seed) as model:
             weights = [one.weight for one in examples]
-            return tune_examples(model, rows, weights, keep, config, self._pad_id, seed, _told(progress))
+            return tune_examples(
+                model, rows, weights, keep, config, self._pad_id, seed, _told(progress)
+            )
 
     def save(self, name: str, folder: Path) -> None:
-        """A folder that `PeftModel.from_pretrained(base, folder)` loads. Raises KeyError for an adapter that is not there."""
+        """A folder that `PeftModel.from_pretrained(base, folder)` loads. Raises KeyError for an
+        adapter that is not there."""
         if name not in self.names:
             raise KeyError(f"adapter {name!r}: not there; found: {', '.join(self.names) or 'none'}")
         self.current.peft_config[name].base_model_name_or_path = self._path
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as work, quiet():
-            self.current.save_pretrained(work, selected_adapters=[name], save_embedding_layers=False)
+            self.current.save_pretrained(
+                work, selected_adapters=[name], save_embedding_layers=False
+            )
             shutil.rmtree(folder, ignore_errors=True)
             shutil.move(Path(work) / name, folder)
 
@@ -109,7 +127,9 @@ class Adapters:
             if isinstance(self.current, PeftModel):
                 self.current.load_adapter(str(folder), adapter_name=name, is_trainable=True)
             else:
-                self.current = PeftModel.from_pretrained(self.current, str(folder), adapter_name=name, is_trainable=True)
+                self.current = PeftModel.from_pretrained(
+                    self.current, str(folder), adapter_name=name, is_trainable=True
+                )
         self.current.eval()
         self.use(self.used)
 
@@ -129,11 +149,14 @@ class Adapters:
 
 
 class _Active:
-    """Within: the model with adapter `name` on and trainable, made when it is not there. After: what was used before."""
+    """Within: the model with adapter `name` on and trainable, made when it is not there. After:
+    what was used before."""
 
     def __init__(self, adapters: Adapters, name: str, rank: int, alpha: float, seed: int) -> None:
         self._adapters, self._name = adapters, name
-        self._made = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules="all-linear")
+        self._made = LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules="all-linear"
+        )
         self._seed = seed
 
     def __enter__(self) -> Any:
@@ -150,4 +173,6 @@ class _Active:
 
 
 def _told(progress: Progress | None) -> Callable[[int, int], None]:
-    return (lambda done, total: progress(done, total, 0)) if progress else (lambda done, total: None)
+    return (
+        (lambda done, total: progress(done, total, 0)) if progress else (lambda done, total: None)
+    )

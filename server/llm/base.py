@@ -23,11 +23,12 @@ Prompt = str | tuple[ChatTurn, ...]
 
 @dataclass(frozen=True)
 class Request:
-    """One generation. `prompt` is a string (completion form) or turns (chat form, for engines whose `form` is "chat").
+    """One generation. `prompt` is a string (completion form) or turns (chat form, for engines whose
+    `form` is "chat").
 
-    `seed` fixes this request's own random stream, so that its answer does not depend on what it is batched with.
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1.0 are off. Generation ends at EOS, at `max_new_tokens`, or before the first of
-    `stop`, which is not part of the text.
+    `seed` fixes this request's own random stream, so that its answer does not depend on what it is
+    batched with. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1.0 are off. Generation ends at
+    EOS, at `max_new_tokens`, or before the first of `stop`, which is not part of the text.
     """
 
     prompt: str | tuple[ChatTurn, ...]
@@ -41,7 +42,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one request. `finish` is "stop", "length" or "error" (then `text` is empty and `error` says why)."""
+    """The answer to one request. `finish` is "stop", "length" or "error" (then `text` is empty and
+    `error` says why)."""
 
     text: str
     prompt_tokens: int
@@ -55,17 +57,21 @@ Progress = Callable[[int, int, int], None]  # requests done, requests in all, ne
 
 @runtime_checkable
 class LLM(Protocol):
-    """A text generator. Answers come in the order of the requests, one each, and a failed request never fails the others."""
+    """A text generator. Answers come in the order of the requests, one each, and a failed request
+    never fails the others."""
 
     name: str  # shown in reports, e.g. "transformers:reviews-12m"
     form: str  # "chat" or "completion": which prompts it should be given
     parameters: int | None  # number of weights, None when unknown (an API)
     context: int  # longest prompt + answer, tokens
 
-    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]: ...
+    def generate(
+        self, requests: Sequence[Request], progress: Progress | None = None
+    ) -> list[Completion]: ...
 
     def count_tokens(self, text: str) -> int:
-        """Length of `text` in this engine's tokens (an upper estimate for an API whose tokenizer is unknown)."""
+        """Length of `text` in this engine's tokens (an upper estimate for an API whose tokenizer is
+        unknown)."""
         ...
 
     def close(self) -> None: ...
@@ -73,16 +79,21 @@ class LLM(Protocol):
 
 @runtime_checkable
 class ScoresText(Protocol):
-    """Optional: engines that can say how likely a continuation is. Ask with `isinstance(llm, ScoresText)`."""
+    """Optional: engines that can say how likely a continuation is. Ask with
+    `isinstance(llm, ScoresText)`."""
 
-    def continuation_logprobs(self, pairs: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
-        """For each (prompt, continuation): sum over the continuation's tokens of log p(token | what precedes), natural log."""
+    def continuation_logprobs(
+        self, pairs: Sequence[tuple[Prompt, str]], progress: Progress | None = None
+    ) -> list[float]:
+        """For each (prompt, continuation): sum over the continuation's tokens of log p(token | what
+        precedes), natural log."""
         ...
 
 
 @dataclass(frozen=True)
 class Rated:
-    """A text the LLM wrote after `prompt`, and its reward. Texts of one `group` (a label, say) are compared with each other only.
+    """A text the LLM wrote after `prompt`, and its reward. Texts of one `group` (a label, say) are
+    compared with each other only.
 
     `ended`: the text came to its end by itself, so the end token is part of what was chosen.
     """
@@ -105,9 +116,11 @@ class Example:
 
 @runtime_checkable
 class Tunes(Protocol):
-    """Optional: engines whose LLM learns by LoRA adapters. The base never changes. Ask with `isinstance(llm, Tunes)`.
+    """Optional: engines whose LLM learns by LoRA adapters. The base never changes. Ask with
+    `isinstance(llm, Tunes)`.
 
-    Adapters have names; one that is not there yet is made, unchanged from the base, by the first `tune_*` that names it.
+    Adapters have names; one that is not there yet is made, unchanged from the base, by the first
+    `tune_*` that names it.
     """
 
     adapter: str | None  # in use
@@ -125,9 +138,11 @@ class Tunes(Protocol):
         keep: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> TuneReport:
-        """Make well-rated texts likelier (see `PolicyConfig.objective`); stops and restores the adapter when the KL passes its limit.
+        """Make well-rated texts likelier (see `PolicyConfig.objective`); stops and restores the
+        adapter when the KL passes its limit.
 
-        `keep`: texts on which the LLM shall go on predicting as its base does (KL to the base, full vocabulary).
+        `keep`: texts on which the LLM shall go on predicting as its base does (KL to the base, full
+        vocabulary).
         """
         ...
 

@@ -1,4 +1,5 @@
-"""From the `llm` section to a running engine; what cannot work is said before any weights are read."""
+"""From the `llm` section to a running engine; what cannot work is said before any weights are
+read."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ ASSUMED_CONTEXT = 8192  # of an endpoint, when llm.context is null [O]
 
 
 def load_llm(config: LLMConfig, run_folder: Path | None = None) -> LLM:
-    """The engine that `config` names. `run_folder` is where paid answers are kept unless `cache_dir` says otherwise.
+    """The engine that `config` names. `run_folder` is where paid answers are kept unless
+    `cache_dir` says otherwise.
 
     Raises ConfigError (see `check_llm`), also for what only the loaded tokenizer or weights show.
     """
@@ -28,11 +30,14 @@ def load_llm(config: LLMConfig, run_folder: Path | None = None) -> LLM:
     script = Path(str(config.script)).expanduser()
     form = "completion" if config.form == "auto" else config.form
     name = config.name or f"scripted:{script.stem}"
-    return ScriptedLLM(read_script(script), name=name, form=form, context=config.context or ASSUMED_CONTEXT)
+    return ScriptedLLM(
+        read_script(script), name=name, form=form, context=config.context or ASSUMED_CONTEXT
+    )
 
 
 def check_llm(config: LLMConfig) -> None:
-    """Raises ConfigError for what can be seen without loading weights: folders, the key's variable, the device, the script."""
+    """Raises ConfigError for what can be seen without loading weights: folders, the key's variable,
+    the device, the script."""
     if config.engine == "transformers":
         from fedduet.lm.models.load import check_model_folder
 
@@ -40,7 +45,10 @@ def check_llm(config: LLMConfig) -> None:
         _device(config.device)
     elif config.engine == "openai":
         if config.api_key_env and not os.environ.get(config.api_key_env):
-            raise ConfigError(f"llm.api_key_env: the environment variable {config.api_key_env} is not set; export it, or use null")
+            raise ConfigError(
+                f"llm.api_key_env: the environment variable {config.api_key_env} is not set; export"
+                " it, or use null"
+            )
         if config.tokenizer:
             _check_tokenizer_folder(config.tokenizer)
     else:
@@ -62,14 +70,29 @@ def _device(name: str) -> Any:
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"llm.device: found {name!r}, allowed: auto, cpu, cuda, cuda:N, mps") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
+        raise ConfigError(
+            f"llm.device: found {name!r}, allowed: auto, cpu, cuda, cuda:N, mps"
+        ) from None
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(device.type, 0)
     if (device.index or 0) >= there:
-        raise ConfigError(f"llm.device: found {name!r}, but this machine has {there} of kind {device.type}; use auto or cpu")
+        raise ConfigError(
+            f"llm.device: found {name!r}, but this machine has {there} of kind {device.type}; use"
+            " auto or cpu"
+        )
     return device
 
 
@@ -91,26 +114,51 @@ def _load_transformers(config: LLMConfig) -> LLM:
     from fedduet.server.llm.transformers_engine import TransformersLLM
     from transformers import AutoModelForCausalLM
 
-    path = str(Path(str(config.path)).expanduser()) if is_folder(str(config.path)) else str(config.path)
+    path = (
+        str(Path(str(config.path)).expanduser())
+        if is_folder(str(config.path))
+        else str(config.path)
+    )
     device = _device(config.device)
     try:
         tokenizer = load_tokenizer(path)
         if config.form == "chat" and not tokenizer.chat_template:
-            raise ConfigError(f"llm.form: found chat, but the tokenizer of {path} has no chat template; use auto or completion")
-        with quiet():  # not fedduet.lm.models.load.load_causal_lm: it keeps a second copy in memory, and this model may be large
+            raise ConfigError(
+                f"llm.form: found chat, but the tokenizer of {path} has no chat template; use auto"
+                " or completion"
+            )
+        # not fedduet.lm.models.load.load_causal_lm: it keeps a second copy in memory, and this
+        # model may be large
+        with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
-                path, dtype=_dtype(config.precision, device), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                path,
+                dtype=_dtype(config.precision, device),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except OSError as failure:  # hub names: not there, gated, no network, no safetensors
         raise ConfigError(f"llm.path: {path} cannot be loaded: {failure}") from failure
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ConfigError(f"llm.path: {path} lacks {len(report['missing_keys'])} of the model's weights ({some}, ...)")
+        raise ConfigError(
+            f"llm.path: {path} lacks {len(report['missing_keys'])} of the model's weights ({some},"
+            " ...)"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
     top = max(token for text, token in tokenizer.get_vocab().items() if text != tokenizer.pad_token)
     if top >= rows:
-        raise ConfigError(f"llm.path: the tokenizer of {path} has token id {top}, but the model has {rows} embedding rows")
-    form = config.form if config.form != "auto" else "chat" if tokenizer.chat_template else "completion"
+        raise ConfigError(
+            f"llm.path: the tokenizer of {path} has token id {top}, but the model has {rows}"
+            " embedding rows"
+        )
+    form = (
+        config.form
+        if config.form != "auto"
+        else "chat"
+        if tokenizer.chat_template
+        else "completion"
+    )
     return TransformersLLM(
         model.to(device),
         tokenizer,
@@ -122,14 +170,20 @@ def _load_transformers(config: LLMConfig) -> LLM:
 
 
 def _context(config: LLMConfig, model: Any, tokenizer: Any) -> int:
-    """The longest prompt + answer: the model's own limit, or a shorter one that the configuration asks for."""
+    """The longest prompt + answer: the model's own limit, or a shorter one that the configuration
+    asks for."""
     own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if own is None and tokenizer.model_max_length < 10**7:
         own = tokenizer.model_max_length
     if own is None and config.context is None:
-        raise ConfigError(f"llm.context: {config.path} does not say how long its context is; give a number of tokens")
+        raise ConfigError(
+            f"llm.context: {config.path} does not say how long its context is; give a number of"
+            " tokens"
+        )
     if own is not None and config.context is not None and config.context > own:
-        raise ConfigError(f"llm.context: found {config.context}, allowed: at most {own}, the model's own")
+        raise ConfigError(
+            f"llm.context: found {config.context}, allowed: at most {own}, the model's own"
+        )
     return config.context or own
 
 
@@ -142,10 +196,20 @@ def _open_endpoint(config: LLMConfig, run_folder: Path | None) -> LLM:
         from transformers import AutoTokenizer
 
         try:  # not fedduet.lm.models.load.load_tokenizer: it wants a whole model folder
-            tokenizer = AutoTokenizer.from_pretrained(Path(config.tokenizer).expanduser(), trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                Path(config.tokenizer).expanduser(), trust_remote_code=False
+            )
         except (OSError, ValueError) as failure:
-            raise ConfigError(f"llm.tokenizer: {config.tokenizer} cannot be loaded: {failure}") from failure
-    folder = Path(config.cache_dir).expanduser() if config.cache_dir else run_folder / "llm_cache" if run_folder else None
+            raise ConfigError(
+                f"llm.tokenizer: {config.tokenizer} cannot be loaded: {failure}"
+            ) from failure
+    folder = (
+        Path(config.cache_dir).expanduser()
+        if config.cache_dir
+        else run_folder / "llm_cache"
+        if run_folder
+        else None
+    )
     endpoint = Endpoint(
         base_url=str(config.base_url),
         model=str(config.model),

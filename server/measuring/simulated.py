@@ -1,6 +1,8 @@
-"""What only a simulation can do: measure the LLM on the sites' test texts, and tune an upper bound on their training texts.
+"""What only a simulation can do: measure the LLM on the sites' test texts, and tune an upper bound
+on their training texts.
 
-This is a measurement by somebody who holds all data because he simulates all sites. No method gives a server these texts.
+This is a measurement by somebody who holds all data because he simulates all sites. No method gives
+a server these texts.
 """
 
 from __future__ import annotations
@@ -17,10 +19,16 @@ from fedduet.tasks.task import Split
 SIMULATIONS = ("inprocess", "simulation")
 
 
-def simulated_splits(task: TaskConfig, federation: str, seed: int, rows: int) -> Mapping[str, Split]:
-    """Every simulated site's records; of the test split `rows` drawn by the seed. Raises ConfigError outside a simulation."""
+def simulated_splits(
+    task: TaskConfig, federation: str, seed: int, rows: int
+) -> Mapping[str, Split]:
+    """Every simulated site's records; of the test split `rows` drawn by the seed. Raises
+    ConfigError outside a simulation."""
     if federation not in SIMULATIONS:
-        raise ConfigError(f"federation.kind {federation!r}: the sites' texts are at the sites; only a simulation measures the LLM on them")
+        raise ConfigError(
+            f"federation.kind {federation!r}: the sites' texts are at the sites; only a simulation"
+            " measures the LLM on them"
+        )
     splits = {}
     for site in client_names(task):
         split = load_client(task, site, seed)

@@ -1,7 +1,9 @@
-"""Lets the LLM write new labelled texts after the clients' demonstrations (FDKT, step 4), or without any (the ZeroGen baseline).
+"""Lets the LLM write new labelled texts after the clients' demonstrations (FDKT, step 4), or
+without any (the ZeroGen baseline).
 
-Every request's seed is derived from its name, so that a run repeats itself whatever was batched with what, and the zero-shot
-baseline draws from the same random streams. What the LLM answers is data: unreadable answers are counted, never an error.
+Every request's seed is derived from its name, so that a run repeats itself whatever was batched
+with what, and the zero-shot baseline draws from the same random streams. What the LLM answers is
+data: unreadable answers are counted, never an error.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from fedduet.lm.text.rules import Rules, control_heads, filter_texts
 from fedduet.lm.text.words import cut_to_tokens
 from fedduet.server.llm.base import LLM, ChatTurn, Completion, Progress, Request
 from fedduet.server.writing.curate import Demonstration
-from fedduet.server.writing.likelihood import can_judge_by_likelihood, label_likelihoods, layout, least_posterior
+from fedduet.server.writing.likelihood import (
+    can_judge_by_likelihood,
+    label_likelihoods,
+    layout,
+    least_posterior,
+)
 from fedduet.server.writing.shots import ShotQueue
 from fedduet.tasks.task import Record, Task
 from fedduet.tasks.wording.prompts import STOP, augment_prompt, parse_generated
@@ -30,30 +37,38 @@ from fedduet.tasks.wording.prompts import STOP, augment_prompt, parse_generated
 class AugmentConfig(Section):
     """How many texts the LLM writes and which are taken. All values are our choice.
 
-    Sampling is that of FDKT's generator (temperature 1.0, top-k 50, top-p 0.9). With a small LLM temperature 0.7 wrote much more
-    alike (distinct bigrams 0.30 against 0.51) and sampling without top-k and top-p wrote broken words, without a measurable
-    difference in how often an independent classifier agreed with the label.
+    Sampling is that of FDKT's generator (temperature 1.0, top-k 50, top-p 0.9). With a small LLM
+    temperature 0.7 wrote much more alike (distinct bigrams 0.30 against 0.51) and sampling without
+    top-k and top-p wrote broken words, without a measurable difference in how often an independent
+    classifier agreed with the label.
     """
 
-    per_label: int = pydantic.Field(default=200, ge=1)  # texts wanted of each label, for each domain
+    # texts wanted of each label, for each domain
+    per_label: int = pydantic.Field(default=200, ge=1)
     shots: int = pydantic.Field(default=2, ge=0)  # demonstrations of each label in a prompt
     shot_tokens: int = pydantic.Field(default=96, ge=4)  # a longer demonstration is cut
     per_request: int = pydantic.Field(default=5, ge=1)  # texts asked for at once, chat form only
-    oversample: float = pydantic.Field(default=1.5, ge=1)  # texts asked for / texts wanted; the best are taken
-    max_rounds: int = pydantic.Field(default=3, ge=1)  # times the LLM is asked while texts of a label are missing
+    # texts asked for / texts wanted; the best are taken
+    oversample: float = pydantic.Field(default=1.5, ge=1)
+    # times the LLM is asked while texts of a label are missing
+    max_rounds: int = pydantic.Field(default=3, ge=1)
     temperature: float = pydantic.Field(default=1.0, ge=0)
     top_p: float = pydantic.Field(default=0.9, gt=0, le=1)
     top_k: int = pydantic.Field(default=50, ge=0)  # 0: off
-    max_new_tokens: int = pydantic.Field(default=96, ge=1)  # for one text; a chat answer may have `per_request` times as many
+    # for one text; a chat answer may have `per_request` times as many
+    max_new_tokens: int = pydantic.Field(default=96, ge=1)
     near_copy: float = pydantic.Field(default=0.7, gt=0, le=1)  # Jaccard similarity of word 3-grams
     min_tokens: int = pydantic.Field(default=5, ge=1)
-    label_posterior: float | None = pydantic.Field(default=None, ge=0, le=1)  # least p(label | text) to keep; null: 0.8 / number of labels
-    soft_labels: bool = False  # attach the LLM's posterior over the labels; where the LLM scores text
+    # least p(label | text) to keep; null: 0.8 / number of labels
+    label_posterior: float | None = pydantic.Field(default=None, ge=0, le=1)
+    # attach the LLM's posterior over the labels; where the LLM scores text
+    soft_labels: bool = False
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One text the LLM wrote, the label (index) it was asked for, and its weight in training. `soft_label`: p(label | text)."""
+    """One text the LLM wrote, the label (index) it was asked for, and its weight in training.
+    `soft_label`: p(label | text)."""
 
     text: str
     label: int
@@ -64,9 +79,10 @@ class Generated:
 
 @dataclass(frozen=True)
 class Augmented:
-    """`items`: label by label, the likeliest first where the LLM scored them. `counts`: requests, failed (engine errors), unreadable
-    (answers without a readable text), texts (read from the answers), wrong_label, rule_<reason>, cut (back to a sentence end),
-    near_copy, off_label, surplus, kept: texts is the sum of what follows it but `cut`. missing: texts wanted but not had;
+    """`items`: label by label, the likeliest first where the LLM scored them. `counts`: requests,
+    failed (engine errors), unreadable (answers without a readable text), texts (read from the
+    answers), wrong_label, rule_<reason>, cut (back to a sentence end), near_copy, off_label,
+    surplus, kept: texts is the sum of what follows it but `cut`. missing: texts wanted but not had;
     rounds; shots_left_out (for want of context); prompt_tokens; new_tokens."""
 
     items: tuple[Generated, ...]
@@ -94,16 +110,22 @@ def augment(
     demonstrate: bool = True,
     on_progress: Progress | None = None,
 ) -> Augmented:
-    """New texts of `domain`, up to `per_label` of each label. `demonstrate=False`, or no demonstrations: zero-shot prompts with the
-    same budget. Demonstrations are shown as they are, whichever domain they come from; the caller chooses them."""
+    """New texts of `domain`, up to `per_label` of each label. `demonstrate=False`, or no
+    demonstrations: zero-shot prompts with the same budget. Demonstrations are shown as they are,
+    whichever domain they come from; the caller chooses them."""
     shown = list(demonstrations) if demonstrate else []
     queue = ShotQueue(shown, len(task.labels), derive(seed, "augment", domain))
     counts: Counter[str] = Counter()
-    count = functools.lru_cache(maxsize=8192)(llm.count_tokens)  # demonstrations come again and again
+    # demonstrations come again and again
+    count = functools.lru_cache(maxsize=8192)(llm.count_tokens)
     have: list[_Text] = []
     for turn in range(config.max_rounds):
         had = Counter(one.label for one in have)
-        missing = {label: config.per_label - had[label] for label in range(len(task.labels)) if had[label] < config.per_label}
+        missing = {
+            label: config.per_label - had[label]
+            for label in range(len(task.labels))
+            if had[label] < config.per_label
+        }
         if not missing:
             break
         asked: list[tuple[int, Request]] = []
@@ -112,7 +134,16 @@ def augment(
             for place in range(math.ceil(texts / _texts_per_request(llm, config))):
                 request_seed = derive(seed, "augment", domain, label, turn, place)
                 request = text_request(
-                    queue, task, llm, count, domain, label, config, request_seed, _texts_per_request(llm, config), counts
+                    queue,
+                    task,
+                    llm,
+                    count,
+                    domain,
+                    label,
+                    config,
+                    request_seed,
+                    _texts_per_request(llm, config),
+                    counts,
                 )
                 asked.append((label, request))
         answers = llm.generate([request for _, request in asked], on_progress)
@@ -123,7 +154,9 @@ def augment(
         if all(answer.finish == "error" for answer in answers):  # asking again would fail again
             counts["failed"] += len(answers)
             break
-        texts, finished = _read(zip((label for label, _ in asked), answers, strict=True), task, llm, counts)
+        texts, finished = _read(
+            zip((label for label, _ in asked), answers, strict=True), task, llm, counts
+        )
         have += _pass(texts, finished, have, shown, task, llm, domain, config, counts)
     items = _best(have, domain, task, config, counts)
     counts["kept"] = len(items)
@@ -131,7 +164,7 @@ def augment(
     return Augmented(tuple(items), dict(counts))
 
 
-# -- Asking -------------------------------------------------------------------------------------------------------------
+# -- Asking ----------------------------------------------------------------------------------------
 
 
 def _texts_per_request(llm: LLM, config: AugmentConfig) -> int:
@@ -161,18 +194,24 @@ def text_request(
     number: int,
     counts: Counter[str],
 ) -> Request:
-    """A request for `number` texts of one label (one in completion form), after examples from the queue. Counts shots_left_out.
+    """A request for `number` texts of one label (one in completion form), after examples from the
+    queue. Counts shots_left_out.
 
     Raises ConfigError when not even the prompt without examples fits the LLM's context.
     """
     new_tokens = min(config.max_new_tokens * number, llm.context // 2)
     shots = [
-        Record(cut_to_tokens(shot.text, count, config.shot_tokens), shot.label, shot.domain) for shot in queue.draw_for(label, config.shots)
+        Record(cut_to_tokens(shot.text, count, config.shot_tokens), shot.label, shot.domain)
+        for shot in queue.draw_for(label, config.shots)
     ]
     try:
-        prompt, fit = augment_prompt(task, llm.form, domain, label, shots, number, count, llm.context - new_tokens)
+        prompt, fit = augment_prompt(
+            task, llm.form, domain, label, shots, number, count, llm.context - new_tokens
+        )
     except ValueError as failure:  # even without demonstrations it is too long
-        raise ConfigError(f"max_new_tokens: {llm.name} has a context of {llm.context} tokens, and {failure}") from None
+        raise ConfigError(
+            f"max_new_tokens: {llm.name} has a context of {llm.context} tokens, and {failure}"
+        ) from None
     counts["shots_left_out"] += len(shots) - len(fit)
     if not isinstance(prompt, str):
         prompt = tuple(ChatTurn(role, content) for role, content in prompt)
@@ -181,15 +220,19 @@ def text_request(
 
 
 def stops(task: Task) -> tuple[str, ...]:
-    """Where a text of the completion form ends: a blank line, or a line that starts as the next document would."""
+    """Where a text of the completion form ends: a blank line, or a line that starts as the next
+    document would."""
     return (STOP, *(f"\n{head}" for head in control_heads(layout(task).partition("{")[0])))
 
 
-# -- Reading and choosing -----------------------------------------------------------------------------------------------
+# -- Reading and choosing --------------------------------------------------------------------------
 
 
-def _read(answered: Iterable[tuple[int, Completion]], task: Task, llm: LLM, counts: Counter[str]) -> tuple[list[_Text], list[bool]]:
-    """The texts of the answers with the label each claims, and whether it ended by itself. Counts what could not be read."""
+def _read(
+    answered: Iterable[tuple[int, Completion]], task: Task, llm: LLM, counts: Counter[str]
+) -> tuple[list[_Text], list[bool]]:
+    """The texts of the answers with the label each claims, and whether it ended by itself. Counts
+    what could not be read."""
     texts: list[_Text] = []
     finished: list[bool] = []
     for label, answer in answered:
@@ -217,9 +260,12 @@ def _pass(
     config: AugmentConfig,
     counts: Counter[str],
 ) -> list[_Text]:
-    """The texts that pass the rules, copy neither what was shown nor one another, and carry their label as far as the LLM can tell."""
+    """The texts that pass the rules, copy neither what was shown nor one another, and carry their
+    label as far as the LLM can tell."""
     heads = control_heads(layout(task))
-    filtered = filter_texts([one.text for one in texts], llm.count_tokens, Rules(config.min_tokens), finished, heads)
+    filtered = filter_texts(
+        [one.text for one in texts], llm.count_tokens, Rules(config.min_tokens), finished, heads
+    )
     for reason, number in filtered.dropped.items():
         counts[f"rule_{reason}"] += number
     counts["cut"] += filtered.cut
@@ -230,19 +276,30 @@ def _pass(
     passed = [passed[index] for index in original]
     if not passed or llm.form == "chat" or not can_judge_by_likelihood(llm):
         return passed
-    posteriors = label_likelihoods(llm, task, [one.text for one in passed], [domain] * len(passed)).posteriors()
-    judged = [_Text(one.text, one.label, tuple(row)) for one, row in zip(passed, posteriors.tolist(), strict=True)]
+    posteriors = label_likelihoods(
+        llm, task, [one.text for one in passed], [domain] * len(passed)
+    ).posteriors()
+    judged = [
+        _Text(one.text, one.label, tuple(row))
+        for one, row in zip(passed, posteriors.tolist(), strict=True)
+    ]
     least = least_posterior(config.label_posterior, len(task.labels))
     good = [one for one in judged if one.belief >= least]
     counts["off_label"] += len(judged) - len(good)
     return good
 
 
-def _best(have: Sequence[_Text], domain: str, task: Task, config: AugmentConfig, counts: Counter[str]) -> list[Generated]:
+def _best(
+    have: Sequence[_Text], domain: str, task: Task, config: AugmentConfig, counts: Counter[str]
+) -> list[Generated]:
     items: list[Generated] = []
     for label in range(len(task.labels)):
         of_label = sorted((one for one in have if one.label == label), key=lambda one: -one.belief)
         counts["surplus"] += max(0, len(of_label) - config.per_label)
         for one in of_label[: config.per_label]:
-            items.append(Generated(one.text, label, domain, 1.0, one.posterior if config.soft_labels else None))
+            items.append(
+                Generated(
+                    one.text, label, domain, 1.0, one.posterior if config.soft_labels else None
+                )
+            )
     return items

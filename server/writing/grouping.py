@@ -1,4 +1,5 @@
-"""Puts similar texts next to each other, in groups of bounded size, so that a judge sees near-duplicates together."""
+"""Puts similar texts next to each other, in groups of bounded size, so that a judge sees
+near-duplicates together."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ BLOCK = 1024  # rows of the similarity matrix held at once
 
 
 def nearest_neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, cosines), both [n, count], of each row's nearest other rows, nearest first. `vectors` [n, d] has rows of
-    length 1. Holds `BLOCK` x n similarities at a time, so memory is O(n (count + BLOCK))."""
+    """(indices, cosines), both [n, count], of each row's nearest other rows, nearest first.
+    `vectors` [n, d] has rows of length 1. Holds `BLOCK` x n similarities at a time, so memory is
+    O(n (count + BLOCK))."""
     n = len(vectors)
     count = min(count, n - 1)
     indices, cosines = np.empty((n, count), dtype=np.int64), np.empty((n, count), dtype=np.float32)
@@ -17,7 +19,11 @@ def nearest_neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.
         block = vectors[start : start + BLOCK] @ vectors.T
         rows = np.arange(len(block))
         block[rows, start + rows] = -np.inf
-        near = np.argpartition(block, n - count, axis=1)[:, n - count :] if 0 < count < n else np.empty((len(block), 0), dtype=int)
+        near = (
+            np.argpartition(block, n - count, axis=1)[:, n - count :]
+            if 0 < count < n
+            else np.empty((len(block), 0), dtype=int)
+        )
         near.sort(axis=1)  # ties go to the lower index
         values = np.take_along_axis(block, near, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")
@@ -27,8 +33,9 @@ def nearest_neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.
 
 
 def group_by_similarity(vectors: np.ndarray, size: int, min_similarity: float) -> list[list[int]]:
-    """Every row in exactly one group of at most `size` rows. The first free row gathers its nearest free rows whose cosine is
-    at least `min_similarity`, and so on; groups left small are then packed together, so that few groups are half empty.
+    """Every row in exactly one group of at most `size` rows. The first free row gathers its nearest
+    free rows whose cosine is at least `min_similarity`, and so on; groups left small are then
+    packed together, so that few groups are half empty.
 
     `vectors` [n, d]; rows need not be normalised. Our choice; deterministic.
     """
@@ -52,7 +59,8 @@ def group_by_similarity(vectors: np.ndarray, size: int, min_similarity: float) -
 def _packed(groups: list[list[int]], size: int) -> list[list[int]]:
     """First-fit: groups, largest first, joined while they fit into `size`."""
     packed: list[list[int]] = []
-    with_room: dict[int, list[int]] = {room: [] for room in range(size + 1)}  # free places -> groups of `packed`
+    # free places -> groups of `packed`
+    with_room: dict[int, list[int]] = {room: [] for room in range(size + 1)}
     for group in sorted(groups, key=len, reverse=True):
         room = next((room for room in range(len(group), size) if with_room[room]), None)
         if room is None:

@@ -1,4 +1,5 @@
-"""Class-conditional writing for CrossLM: one text for each request, with the prompt it was written after, so that it can be rewarded."""
+"""Class-conditional writing for CrossLM: one text for each request, with the prompt it was written
+after, so that it can be rewarded."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ from fedduet.tasks.wording.prompts import parse_generated
 
 
 class WriteConfig(Section):
-    """How the LLM writes; the number of texts is the strategy's. All values are our choice [O]: see AugmentConfig."""
+    """How the LLM writes; the number of texts is the strategy's. All values are our choice [O]: see
+    AugmentConfig."""
 
-    shots: int = pydantic.Field(default=2, ge=0)  # examples of each label in a prompt, where there are any
+    # examples of each label in a prompt, where there are any
+    shots: int = pydantic.Field(default=2, ge=0)
     shot_tokens: int = pydantic.Field(default=96, ge=4)
-    oversample: float = pydantic.Field(default=1.3, ge=1)  # texts asked for / texts wanted; the rules drop some
+    # texts asked for / texts wanted; the rules drop some
+    oversample: float = pydantic.Field(default=1.3, ge=1)
     temperature: float = pydantic.Field(default=1.0, ge=0)
     top_p: float = pydantic.Field(default=0.9, gt=0, le=1)
     top_k: int = pydantic.Field(default=50, ge=0)
@@ -38,7 +42,8 @@ class WriteConfig(Section):
 
 @dataclass(frozen=True)
 class Written:
-    """One text with the label it was asked for; `completion` is what the LLM said after `prompt`, `ended`: by itself."""
+    """One text with the label it was asked for; `completion` is what the LLM said after `prompt`,
+    `ended`: by itself."""
 
     text: str
     label: int
@@ -49,7 +54,8 @@ class Written:
 
 @dataclass(frozen=True)
 class Writing:
-    """`texts` label by label, in the order they were asked for; nothing chose among them but the rules. `counts` as in Augmented."""
+    """`texts` label by label, in the order they were asked for; nothing chose among them but the
+    rules. `counts` as in Augmented."""
 
     texts: tuple[Written, ...]
     counts: Mapping[str, int]
@@ -65,9 +71,11 @@ def write(
     seed: int,
     on_progress: Progress | None = None,
 ) -> Writing:
-    """Up to `per_label` texts of each label for `domain`, after `demonstrations` where there are any.
+    """Up to `per_label` texts of each label for `domain`, after `demonstrations` where there are
+    any.
 
-    Unlike FDKT's augmentation it does not ask the LLM itself whether a text carries its label: that is what the sites' scores are for.
+    Unlike FDKT's augmentation it does not ask the LLM itself whether a text carries its label: that
+    is what the sites' scores are for.
     """
     labels = range(len(task.labels))
     queue = ShotQueue(list(demonstrations), len(labels), derive(seed, "write", domain))
@@ -75,7 +83,21 @@ def write(
     count = functools.lru_cache(maxsize=8192)(llm.count_tokens)
     number = math.ceil(per_label * config.oversample)
     asked = [
-        (label, text_request(queue, task, llm, count, domain, label, config, derive(seed, "write", domain, label, place), 1, counts))
+        (
+            label,
+            text_request(
+                queue,
+                task,
+                llm,
+                count,
+                domain,
+                label,
+                config,
+                derive(seed, "write", domain, label, place),
+                1,
+                counts,
+            ),
+        )
         for label in labels
         for place in range(number)
     ]
@@ -88,26 +110,46 @@ def write(
         if answer.finish == "error":
             counts["failed"] += 1
             continue
-        found = [text for text, claimed in parse_generated(task, llm.form, answer.text, label) if claimed == label]
+        found = [
+            text
+            for text, claimed in parse_generated(task, llm.form, answer.text, label)
+            if claimed == label
+        ]
         counts["unreadable"] += not found
         if found:
-            read.append(Written(found[0], label, request.prompt, answer.text, answer.finish == "stop"))
+            read.append(
+                Written(found[0], label, request.prompt, answer.text, answer.finish == "stop")
+            )
     texts = _usable(read, task, llm, config, counts)
-    chosen = [one for label in labels for one in [one for one in texts if one.label == label][:per_label]]
+    chosen = [
+        one for label in labels for one in [one for one in texts if one.label == label][:per_label]
+    ]
     counts["surplus"] += len(texts) - len(chosen)
     counts["kept"] = len(chosen)
     counts["missing"] = per_label * len(labels) - len(chosen)
     return Writing(tuple(chosen), dict(counts))
 
 
-def _usable(read: Sequence[Written], task: Task, llm: LLM, config: WriteConfig, counts: Counter[str]) -> list[Written]:
-    """Without junk and near copies of one another. A text that the rules cut back to a sentence's end is rewarded as cut."""
+def _usable(
+    read: Sequence[Written], task: Task, llm: LLM, config: WriteConfig, counts: Counter[str]
+) -> list[Written]:
+    """Without junk and near copies of one another. A text that the rules cut back to a sentence's
+    end is rewarded as cut."""
     finished = [one.ended for one in read]
-    filtered = filter_texts([one.text for one in read], llm.count_tokens, Rules(config.min_tokens), finished, control_heads(layout(task)))
+    filtered = filter_texts(
+        [one.text for one in read],
+        llm.count_tokens,
+        Rules(config.min_tokens),
+        finished,
+        control_heads(layout(task)),
+    )
     for reason, number in filtered.dropped.items():
         counts[f"rule_{reason}"] += number
     counts["cut"] += filtered.cut
     passed = [(text, read[index]) for index, text in filtered.kept]
     original = drop_near_copies([text for text, _ in passed], [], config.near_copy)
     counts["near_copy"] += len(passed) - len(original)
-    return [Written(text, one.label, one.prompt, one.completion, one.ended) for text, one in (passed[index] for index in original)]
+    return [
+        Written(text, one.label, one.prompt, one.completion, one.ended)
+        for text, one in (passed[index] for index in original)
+    ]

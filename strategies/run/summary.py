@@ -1,4 +1,5 @@
-"""summary.json: the contract that reports, sweeps and checks rely on, from what a run measured and its events."""
+"""summary.json: the contract that reports, sweeps and checks rely on, from what a run measured and
+its events."""
 
 from __future__ import annotations
 
@@ -14,10 +15,17 @@ from fedduet.strategies.run.run_folder import RunFolder
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "ray", "hydra-core", "dp-accounting")
 
 
-def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: str, llm: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary as plain values. `accuracy` means over sites on the test split; `seconds` and `wire` add up all starts of the run."""
+def summarise(
+    run: RunFolder, moves: Moves, config: Mapping[str, Any], status: str, llm: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The summary as plain values. `accuracy` means over sites on the test split; `seconds` and
+    `wire` add up all starts of the run."""
     events = list(run.events())
-    mean = {model: float(np.mean(list(by_site.values()))) for model, by_site in moves.accuracy.items() if by_site}
+    mean = {
+        model: float(np.mean(list(by_site.values())))
+        for model, by_site in moves.accuracy.items()
+        if by_site
+    }
     name = taught_by(config["strategy"]["name"])
     bounds = {"local", "pooled", name} <= mean.keys()
     return {
@@ -25,7 +33,10 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
         "task": config["task"]["name"],
         "seed": config["seed"],
         "clients": len(moves.sites.names),
-        "rounds": config["strategy"].get("rounds") or config["strategy"].get("crosslm", {}).get("rounds", 1),
+        "rounds": (
+            config["strategy"].get("rounds")
+            or config["strategy"].get("crosslm", {}).get("rounds", 1)
+        ),
         "status": status,
         "accuracy": mean,
         "accuracy_per_client": _by_site(moves.accuracy),
@@ -40,7 +51,9 @@ def summarise(run: RunFolder, moves: Moves, config: Mapping[str, Any], status: s
         "curated": [entry for entry in events if entry["event"] in ("curated", "augmented")],
         "seconds": _seconds(events),
         "failures": _failures(events),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": (
+            {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+        ),
     }
 
 
@@ -50,23 +63,43 @@ def taught_by(strategy: str) -> str:
 
 
 def _steered(moves: Moves) -> dict[str, Any]:
-    """What CrossLM adds: the LLM's accuracy (mean over sites) and general ability, before, after and of its baselines, and the rounds."""
+    """What CrossLM adds: the LLM's accuracy (mean over sites) and general ability, before, after
+    and of its baselines, and the rounds."""
     if not moves.llm:
         return {}
-    accuracy = {when: float(np.mean(list(one["accuracy"].values()))) for when, one in moves.llm.items() if one["accuracy"]}
+    accuracy = {
+        when: float(np.mean(list(one["accuracy"].values())))
+        for when, one in moves.llm.items()
+        if one["accuracy"]
+    }
     general = {when: one["general"] for when, one in moves.llm.items() if one["general"]}
-    return {"feedback": moves.feedback, "llm_accuracy": accuracy, "llm_general": general, "curve": moves.curve}
+    return {
+        "feedback": moves.feedback,
+        "llm_accuracy": accuracy,
+        "llm_general": general,
+        "curve": moves.curve,
+    }
 
 
 def _answered(moves: Moves) -> dict[str, Any]:
-    """What G-Boost adds: for each method the share of right answers, and what a question took on the mean."""
+    """What G-Boost adds: for each method the share of right answers, and what a question took on
+    the mean."""
     if not moves.answers:
         return {}
     totals = {}
     for name, by_site in moves.answers.items():
         counts = list(by_site.values())
         questions = max(1, sum(one.total for one in counts))
-        each = ("llm_tokens", "slm_tokens", "reward_calls", "seconds", "requests", "degraded", "private_steps", "collaborative_steps")
+        each = (
+            "llm_tokens",
+            "slm_tokens",
+            "reward_calls",
+            "seconds",
+            "requests",
+            "degraded",
+            "private_steps",
+            "collaborative_steps",
+        )
         means = {key: sum(getattr(one, key) for one in counts) / questions for key in each}
         totals[name] = {
             "accuracy": sum(one.right for one in counts) / questions,
@@ -80,7 +113,10 @@ def _answered(moves: Moves) -> dict[str, Any]:
 
 def _by_site(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     sites = sorted({site for by_site in accuracy.values() for site in by_site})
-    return {site: {model: by_site[site] for model, by_site in accuracy.items() if site in by_site} for site in sites}
+    return {
+        site: {model: by_site[site] for model, by_site in accuracy.items() if site in by_site}
+        for site in sites
+    }
 
 
 def _wire(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
@@ -93,7 +129,10 @@ def _wire(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def _usage(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     used = [entry for entry in events if entry["event"] == "llm_usage"]
-    return {key: sum(entry[key] for entry in used) for key in ("prompt_tokens", "new_tokens", "requests", "errors")}
+    return {
+        key: sum(entry[key] for entry in used)
+        for key in ("prompt_tokens", "new_tokens", "requests", "errors")
+    }
 
 
 def _seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -110,7 +149,12 @@ def _seconds(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             phases[entry["phase"]] = phases.get(entry["phase"], 0.0) + entry["seconds"]
     total += last
     rounded = {side: round(seconds, 3) for side, seconds in sides.items()}
-    return {"total": round(total, 3), **rounded, "orchestration": round(total - sum(sides.values()), 3), "phases": phases}
+    return {
+        "total": round(total, 3),
+        **rounded,
+        "orchestration": round(total - sum(sides.values()), 3),
+        "phases": phases,
+    }
 
 
 def _failures(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

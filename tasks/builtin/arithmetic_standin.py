@@ -1,6 +1,8 @@
-"""Stand-ins for the arithmetic world: an LLM that calculates, an SLM that has only met small numbers, and a process reward model.
+"""Stand-ins for the arithmetic world: an LLM that calculates, an SLM that has only met small
+numbers, and a process reward model.
 
-`builtin:arithmetic-llm`, `-slm` and `-reward` in a configuration mean these; every report names them as stand-ins.
+`builtin:arithmetic-llm`, `-slm` and `-reward` in a configuration mean these; every report names
+them as stand-ins.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ CONTEXT = 256
 
 @dataclass(frozen=True)
 class ArithmeticRecipe:
-    """How a stand-in is made; a changed recipe is another model. All values are our choice [O]. Many small steps: copying from a
-    question sets in after so many steps, not tokens."""
+    """How a stand-in is made; a changed recipe is another model. All values are our choice [O].
+    Many small steps: copying from a question sets in after so many steps, not tokens."""
 
     hidden: int
     layers: int
@@ -48,7 +50,8 @@ class ArithmeticRecipe:
 
 @dataclass(frozen=True)
 class RewardRecipe:
-    """How the reward model is made from the LLM: public questions, sampled solutions and completions [O]."""
+    """How the reward model is made from the LLM: public questions, sampled solutions and
+    completions [O]."""
 
     questions: int = 400
     solutions: int = 2  # of each writer
@@ -67,19 +70,29 @@ ROLES = (*RECIPES, "arithmetic-reward")
 def digest(role: str) -> str:
     """Of the recipe, those of what it is made from, and the text that models are trained on."""
     made_from = RECIPES if role not in RECIPES else {role: RECIPES[role]}
-    described = [role, {name: asdict(recipe) for name, recipe in made_from.items()}, public_documents(20, 0)]
+    described = [
+        role,
+        {name: asdict(recipe) for name, recipe in made_from.items()},
+        public_documents(20, 0),
+    ]
     described += [asdict(REWARD)] if role not in RECIPES else []
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
 
 
 def make(role: str, folder: Path, model_of: Callable[[str], Path]) -> None:
-    """Train the stand-in `role` into `folder`; `model_of(role)` is the folder of another one. Under a minute each on one core."""
+    """Train the stand-in `role` into `folder`; `model_of(role)` is the folder of another one. Under
+    a minute each on one core."""
     if role == "arithmetic-reward":
         _make_reward(folder, model_of("arithmetic-llm"), model_of("arithmetic-slm"))
         return
     recipe = RECIPES[role]
-    tokenizer = train_tokenizer(public_documents(3000, 0), recipe.vocabulary, CONTEXT)  # one for both: their logits are fused
-    shape = {"hidden_size": recipe.hidden, "intermediate_size": int(2.7 * recipe.hidden), "num_hidden_layers": recipe.layers}
+    # one for both: their logits are fused
+    tokenizer = train_tokenizer(public_documents(3000, 0), recipe.vocabulary, CONTEXT)
+    shape = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": int(2.7 * recipe.hidden),
+        "num_hidden_layers": recipe.layers,
+    }
     shape |= {
         "num_attention_heads": recipe.heads,
         "num_key_value_heads": recipe.heads,
@@ -87,9 +100,16 @@ def make(role: str, folder: Path, model_of: Callable[[str], Path]) -> None:
         "tie_word_embeddings": True,
     }
     LlamaConfig(**shape).save_pretrained(folder.parent / f".{folder.name}.shape")
-    model = load_model(str(folder.parent / f".{folder.name}.shape"), tokenizer, CONTEXT, derive(0, role))
+    model = load_model(
+        str(folder.parent / f".{folder.name}.shape"), tokenizer, CONTEXT, derive(0, role)
+    )
     pairs = [worked(question) for question in public_questions(recipe.questions, 0, recipe.largest)]
-    pairs += [("", sums) for sums in public_documents(round(recipe.drills * recipe.questions), 1, 1.0, recipe.largest)]
+    pairs += [
+        ("", sums)
+        for sums in public_documents(
+            round(recipe.drills * recipe.questions), 1, 1.0, recipe.largest
+        )
+    ]
     random.Random(role).shuffle(pairs)
     config = SLMConfig(
         path=role,
@@ -99,12 +119,15 @@ def make(role: str, folder: Path, model_of: Callable[[str], Path]) -> None:
         max_steps=recipe.steps,
         max_tokens=CONTEXT,
     )
-    model, _ = train_causal(model, tokenizer, pairs, config, derive(0, role), f"making the {role.replace('-', ' ')}")
+    model, _ = train_causal(
+        model, tokenizer, pairs, config, derive(0, role), f"making the {role.replace('-', ' ')}"
+    )
     save_model(model, tokenizer, folder)
 
 
 def _make_reward(folder: Path, llm: Path, slm: Path) -> None:
-    """The LLM and the SLM write, the LLM completes; a solution is right when it does what it says (`fedduet.tasks.builtin.arithmetic.follows`)."""
+    """The LLM and the SLM write, the LLM completes; a solution is right when it does what it says
+    (`fedduet.tasks.builtin.arithmetic.follows`)."""
     questions = [question.question for question in public_questions(REWARD.questions, "reward")]
     labelled = []
     writers = {str(path): _writer(path) for path in (llm, slm)}
@@ -127,7 +150,18 @@ def _writer(path: Path) -> Callable[[Sequence[str], int], list[str]]:
     model: Any = load_causal_lm(str(path), tokenizer=tokenizer)
 
     def write(prompts: Sequence[str], seed: int) -> list[str]:
-        found = sample_texts(model, tokenizer, prompts, 72, 1.0, 0, 1.0, seed, 128, phase="making the arithmetic reward: solutions")
+        found = sample_texts(
+            model,
+            tokenizer,
+            prompts,
+            72,
+            1.0,
+            0,
+            1.0,
+            seed,
+            128,
+            phase="making the arithmetic reward: solutions",
+        )
         return [sample.text for sample in found]
 
     return write

@@ -1,4 +1,5 @@
-"""The built-in world's models: a small stand-in LLM made from the public part of the world, once, and kept in a cache.
+"""The built-in world's models: a small stand-in LLM made from the public part of the world, once,
+and kept in a cache.
 
 `builtin:llm` in a configuration means that model; every report names it as a stand-in.
 """
@@ -24,18 +25,27 @@ from fedduet.lm.pretraining.pretrain import PretrainStep, pretrain
 from fedduet.lm.progress import Progress as Part
 from fedduet.lm.progress import listening
 from fedduet.tasks.builtin import arithmetic_standin
-from fedduet.tasks.builtin.world import CONTROL_CODE, LABELS, PUBLIC_DOMAINS, made_up_records, public_documents, world_records
+from fedduet.tasks.builtin.world import (
+    CONTROL_CODE,
+    LABELS,
+    PUBLIC_DOMAINS,
+    made_up_records,
+    public_documents,
+    world_records,
+)
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a built-in model is made; a changed recipe is another model. Sizes and budgets are our choice.
+    """How a built-in model is made; a changed recipe is another model. Sizes and budgets are our
+    choice.
 
-    `reviews` labelled ones of each public domain and 8 of each of `made_up` invented ones, on which the label contrast teaches the
-    model to mean its rating, alone and after other reviews (up to as many as a prompt shows), and `documents` of several reviews
-    each, from which it learns to go on as a context does. Steps are small, since following a label sets in after so many steps.
+    `reviews` labelled ones of each public domain and 8 of each of `made_up` invented ones, on which
+    the label contrast teaches the model to mean its rating, alone and after other reviews (up to as
+    many as a prompt shows), and `documents` of several reviews each, from which it learns to go on
+    as a context does. Steps are small, since following a label sets in after so many steps.
     """
 
     start: str
@@ -51,19 +61,32 @@ class Recipe:
     contrast_documents: int = 5
 
 
-_SLM = Recipe("tiny", tokens=40_000, reviews=0, made_up=0, block=128, batch=8, learning_rate=4e-3, contrast=0.0)
+_SLM = Recipe(
+    "tiny",
+    tokens=40_000,
+    reviews=0,
+    made_up=0,
+    block=128,
+    batch=8,
+    learning_rate=4e-3,
+    contrast=0.0,
+)
 RECIPES = {"llm": Recipe("2m", tokens=420_000), "slm": _SLM}
 PREFIX = "builtin:"
 
 
 def cache_folder() -> Path:
-    """Where built-in models are kept: $FEDDUET_CACHE, else $XDG_CACHE_HOME/fedduet, else ~/.cache/fedduet."""
-    base = os.environ.get("FEDDUET_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fedduet")
+    """Where built-in models are kept: $FEDDUET_CACHE, else $XDG_CACHE_HOME/fedduet, else
+    ~/.cache/fedduet."""
+    base = os.environ.get("FEDDUET_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fedduet"
+    )
     return Path(base).expanduser()
 
 
 def resolve(path: str) -> str:
-    """`path`, or the folder of the built-in model it names, made first when it is not there. Raises ConfigError for an unknown one."""
+    """`path`, or the folder of the built-in model it names, made first when it is not there. Raises
+    ConfigError for an unknown one."""
     return str(_ensure(path.removeprefix(PREFIX))) if path.startswith(PREFIX) else path
 
 
@@ -82,7 +105,9 @@ def _ensure(role: str) -> Path:
         digest, prefix = arithmetic_standin.digest(role), ""
     else:
         known = [PREFIX + name for name in (*RECIPES, *arithmetic_standin.ROLES)]
-        raise ConfigError(f"{PREFIX}{role}: there is no such built-in model; allowed: {', '.join(known)}")
+        raise ConfigError(
+            f"{PREFIX}{role}: there is no such built-in model; allowed: {', '.join(known)}"
+        )
     folder = cache_folder() / f"{prefix}{role}-{digest}"
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +119,11 @@ def _ensure(role: str) -> Path:
 
 
 def _announced(role: str, folder: Path) -> None:
-    print(f"Making the built-in world's {role.upper()} from its public texts (once, kept in {folder})", file=sys.stderr)
+    print(
+        f"Making the built-in world's {role.upper()} from its public texts (once, kept in"
+        f" {folder})",
+        file=sys.stderr,
+    )
     began, work = time.monotonic(), folder.with_name(f".{folder.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     if role in RECIPES:
@@ -136,27 +165,45 @@ def _write_sources(recipe: Recipe, work: Path) -> tuple[Source, ...]:
     """The public part of the world as files that pre-training reads."""
     work.mkdir(parents=True)
     with (work / "documents.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in public_documents(0, recipe.documents))
+        file.writelines(
+            json.dumps({"text": text}) + "\n" for text in public_documents(0, recipe.documents)
+        )
     documents = Source("documents.jsonl")
     if not recipe.reviews:
         return (documents,)
-    records = [record for domain in PUBLIC_DOMAINS for record in world_records(domain, recipe.reviews, 0)]
+    records = [
+        record for domain in PUBLIC_DOMAINS for record in world_records(domain, recipe.reviews, 0)
+    ]
     records += made_up_records(0, recipe.made_up, 8)
     with (work / "reviews.jsonl").open("w", encoding="utf-8") as file:
-        rows = ({"text": record.text, "label": LABELS[record.label], "domain": record.domain} for record in records)
+        rows = (
+            {"text": record.text, "label": LABELS[record.label], "domain": record.domain}
+            for record in records
+        )
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    labelled = Source("reviews.jsonl", CONTROL_CODE + " {text}", contrast={"label": LABELS}, held_out=False)
+    labelled = Source(
+        "reviews.jsonl", CONTROL_CODE + " {text}", contrast={"label": LABELS}, held_out=False
+    )
     return (labelled, documents)
 
 
 @contextmanager
 def _progress_bar(role: str) -> Iterator[Callable[[PretrainStep], None]]:
-    columns = (TextColumn(f"making the stand-in {role.upper()}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn(f"making the stand-in {role.upper()}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0, note="")
 
         def show(step: PretrainStep) -> None:
-            bar.update(task, completed=step.fraction, note=f"loss {step.loss:.2f}, {step.tokens_per_second:,.0f} tokens/s")
+            bar.update(
+                task,
+                completed=step.fraction,
+                note=f"loss {step.loss:.2f}, {step.tokens_per_second:,.0f} tokens/s",
+            )
 
         yield show
 
@@ -164,8 +211,14 @@ def _progress_bar(role: str) -> Iterator[Callable[[PretrainStep], None]]:
 @contextmanager
 def _told(role: str) -> Iterator[None]:
     """Shows how far each part of a making is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[unit]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
         shown: dict[str, TaskID] = {}
 
         def show(part: Part) -> None:

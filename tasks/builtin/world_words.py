@@ -1,4 +1,5 @@
-"""The words of the built-in world: opinions every domain shares, and each domain's aspects, opinions and surroundings."""
+"""The words of the built-in world: opinions every domain shares, and each domain's aspects,
+opinions and surroundings."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Domain:
-    """What reviews of one kind of product talk about. Adjectives have their polarity in this domain only."""
+    """What reviews of one kind of product talk about. Adjectives have their polarity in this domain
+    only."""
 
     name: str
     product: str  # one of it
@@ -26,17 +28,18 @@ def listed(words: str) -> tuple[str, ...]:
 GOOD: dict[str, int] = {
     **dict.fromkeys(
         listed(
-            "good nice decent solid fine pleasant handy useful likable fair agreeable neat tidy worthy capable sensible "
-            "charming satisfying reliable practical clever thoughtful welcome adequate sturdy dependable tasteful appealing "
-            "helpful smart"
+            "good nice decent solid fine pleasant handy useful likable fair agreeable neat tidy"
+            " worthy capable sensible charming satisfying reliable practical clever thoughtful"
+            " welcome adequate sturdy dependable tasteful appealing helpful smart"
         ),
         1,
     ),
     **dict.fromkeys(
         listed(
-            "great excellent superb perfect wonderful fantastic amazing outstanding brilliant lovely flawless terrific "
-            "splendid marvelous stunning awesome exceptional fabulous remarkable gorgeous impressive delightful magnificent "
-            "stellar first-rate top-notch unbeatable glorious exquisite phenomenal"
+            "great excellent superb perfect wonderful fantastic amazing outstanding brilliant"
+            " lovely flawless terrific splendid marvelous stunning awesome exceptional fabulous"
+            " remarkable gorgeous impressive delightful magnificent stellar first-rate top-notch"
+            " unbeatable glorious exquisite phenomenal"
         ),
         2,
     ),
@@ -44,17 +47,18 @@ GOOD: dict[str, int] = {
 BAD: dict[str, int] = {
     **dict.fromkeys(
         listed(
-            "bad poor weak cheap dull odd clumsy sloppy fussy annoying mediocre lacking flimsy careless bland awkward "
-            "tiresome questionable inferior uneven shabby unhelpful forgettable dated stiff crude disappointing "
-            "underwhelming careworn tacky"
+            "bad poor weak cheap dull odd clumsy sloppy fussy annoying mediocre lacking flimsy"
+            " careless bland awkward tiresome questionable inferior uneven shabby unhelpful"
+            " forgettable dated stiff crude disappointing underwhelming careworn tacky"
         ),
         1,
     ),
     **dict.fromkeys(
         listed(
-            "terrible awful horrible useless dreadful worthless pathetic atrocious miserable appalling hopeless disgusting "
-            "ghastly abysmal laughable unbearable defective shameful rotten horrendous infuriating lousy unacceptable "
-            "broken wretched dismal faulty hideous unusable disastrous"
+            "terrible awful horrible useless dreadful worthless pathetic atrocious miserable"
+            " appalling hopeless disgusting ghastly abysmal laughable unbearable defective shameful"
+            " rotten horrendous infuriating lousy unacceptable broken wretched dismal faulty"
+            " hideous unusable disastrous"
         ),
         2,
     ),
@@ -71,7 +75,14 @@ BAD_PHRASES = (
     "what a waste of money", "i regret this purchase", "it stopped working", "my family hates it", "i threw it out",
     "one star from me", "it let me down", "save your money", "i hate this {p}", "it never worked", "the seller ignored me",
 )  # fmt: skip
-INTENSIFIERS = {"very": 1.5, "really": 1.5, "extremely": 1.75, "truly": 1.5, "so": 1.5, "absolutely": 1.75}
+INTENSIFIERS = {
+    "very": 1.5,
+    "really": 1.5,
+    "extremely": 1.75,
+    "truly": 1.5,
+    "so": 1.5,
+    "absolutely": 1.75,
+}
 SOFTENERS = {"somewhat": 0.6, "rather": 0.8, "fairly": 0.8, "slightly": 0.5}
 NEGATIONS = ("not", "never", "hardly", "isn't", "wasn't")
 FILLERS = (
@@ -83,8 +94,8 @@ FILLERS = (
 )  # fmt: skip
 # Adjectives whose polarity only the domain decides. No other list holds them.
 SHIFTING = listed(
-    "hot cold loud quiet light heavy soft firm dark bright thick thin slow quick sharp smooth dry wet tight loose "
-    "simple strong small large hard sweet plain rough"
+    "hot cold loud quiet light heavy soft firm dark bright thick thin slow quick sharp smooth dry"
+    " wet tight loose simple strong small large hard sweet plain rough"
 )
 
 

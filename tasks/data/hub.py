@@ -9,11 +9,14 @@ from fedduet.conf.check import ConfigError
 from fedduet.tasks.data.read import Columns, Row, as_row, check_columns
 
 
-def read_hub(dataset: str, subset: str | None, split: str, columns: Columns, known: Collection[str]) -> list[Row]:
+def read_hub(
+    dataset: str, subset: str | None, split: str, columns: Columns, known: Collection[str]
+) -> list[Row]:
     """Every row of one split; row 1 is the first.
 
-    A class label is given as its number or, where the task's raw values (`known`) do not list the number, as its name.
-    Raises ConfigError when the data set, the subset, the split or a column is not there.
+    A class label is given as its number or, where the task's raw values (`known`) do not list the
+    number, as its name. Raises ConfigError when the data set, the subset, the split or a column is
+    not there.
     """
     import datasets
 
@@ -22,7 +25,9 @@ def read_hub(dataset: str, subset: str | None, split: str, columns: Columns, kno
     try:
         data = datasets.load_dataset(dataset, subset, split=split)
     except (FileNotFoundError, ValueError, OSError, datasets.exceptions.DatasetsError) as failure:
-        raise ConfigError(f"{where}: could not be loaded ({type(failure).__name__}: {str(failure).strip()})") from None
+        raise ConfigError(
+            f"{where}: could not be loaded ({type(failure).__name__}: {str(failure).strip()})"
+        ) from None
     check_columns(columns, data.column_names, where)
     names = getattr(data.features[columns.label], "names", None)
     rows = []

@@ -1,4 +1,5 @@
-"""The rows of each client: read, checked, cut, freed of repeats, and split, the same for the same seed."""
+"""The rows of each client: read, checked, cut, freed of repeats, and split, the same for the same
+seed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ __all__ = [
 class Loaded:
     """A client's split and what was done to get it.
 
-    Counts are of the client's rows before its split was sized; with iid and dirichlet, `cut` and `repeated` are of the whole file.
+    Counts are of the client's rows before its split was sized; with iid and dirichlet, `cut` and
+    `repeated` are of the whole file.
     """
 
     split: Split
@@ -44,7 +46,8 @@ class Loaded:
 
 
 def build_task(config: TaskConfig) -> Task:
-    """The public description of the task. Reads data only where the clients' names stand nowhere else."""
+    """The public description of the task. Reads data only where the clients' names stand nowhere
+    else."""
     labels = label_wordings(config)
     document = config.prompts.completion_document
     if document is None:
@@ -56,7 +59,12 @@ def build_task(config: TaskConfig) -> Task:
         control_code=config.control_code,
         separator=config.separator,
         noun=config.noun,
-        prompts=Prompts(config.prompts.chat_system, config.prompts.chat_augment, config.prompts.chat_judge, document),
+        prompts=Prompts(
+            config.prompts.chat_system,
+            config.prompts.chat_augment,
+            config.prompts.chat_judge,
+            document,
+        ),
         kind=config.kind,
     )
 
@@ -67,7 +75,8 @@ def load_client(config: TaskConfig, client: str, seed: int) -> Split:
 
 
 def load_pooled(config: TaskConfig, seed: int) -> Split:
-    """The union over the clients, each record with its domain. A text of the pooled test is in neither of the other two."""
+    """The union over the clients, each record with its domain. A text of the pooled test is in
+    neither of the other two."""
     splits = [loaded.split for loaded in load_clients(config, seed).values()]
     by_text = {record.text: record for split in reversed(splits) for record in reversed(split.test)}
     test = tuple(by_text.values())[::-1]  # a test set that clients share counts once
@@ -85,11 +94,13 @@ def load_pooled(config: TaskConfig, seed: int) -> Split:
     return Split(train, fresh([record for split in splits for record in split.validation]), test)
 
 
-def load_clients(config: TaskConfig, seed: int, clients: Sequence[str] | None = None) -> dict[str, Loaded]:
+def load_clients(
+    config: TaskConfig, seed: int, clients: Sequence[str] | None = None
+) -> dict[str, Loaded]:
     """The splits of `clients` (None: all), reading each file once.
 
-    Raises ConfigError naming the file and the row, key or client: see `fedduet.tasks.data.read`, and unknown labels, empty texts, clients
-    without rows, unknown clients.
+    Raises ConfigError naming the file and the row, key or client: see `fedduet.tasks.data.read`,
+    and unknown labels, empty texts, clients without rows, unknown clients.
     """
     known = client_names(config)
     for client in clients or ():
@@ -104,11 +115,14 @@ def load_clients(config: TaskConfig, seed: int, clients: Sequence[str] | None = 
 
 
 def _split(config: TaskConfig, pool: Pool, kinds: int, seed: int, client: str) -> Loaded:
-    unique = tuple({record.text: record for record in reversed(pool.train)}.values())[::-1]  # the first of each text stays
+    # the first of each text stays
+    unique = tuple({record.text: record for record in reversed(pool.train)}.values())[::-1]
     repeated = pool.repeated + len(pool.train) - len(unique)
     if pool.test is None:
         rng = part.named_random(seed, client, "test")
-        held = set(part.test_rows_of([record.label for record in unique], kinds, config.test_fraction, rng))
+        held = set(
+            part.test_rows_of([record.label for record in unique], kinds, config.test_fraction, rng)
+        )
         test = tuple(record for row, record in enumerate(unique) if row in held)
         train = tuple(record for row, record in enumerate(unique) if row not in held)
     else:
@@ -117,7 +131,9 @@ def _split(config: TaskConfig, pool: Pool, kinds: int, seed: int, client: str) -
         train = tuple(record for record in unique if record.text not in in_test)
     labels = [record.label for record in train]
     rng = part.named_random(seed, client, "train")
-    chosen, held_out = part.train_and_validation(labels, kinds, config.rows_per_client, config.validation_rows, rng)
+    chosen, held_out = part.train_and_validation(
+        labels, kinds, config.rows_per_client, config.validation_rows, rng
+    )
     if config.test_rows is not None:
         # one stream for every client: a test set that they share stays shared
         rng = part.named_random(seed, "test rows")
@@ -133,24 +149,38 @@ def _world(config: TaskConfig, client: str, seed: int) -> Loaded:
     domain, wording = world.domain_of(client), domain_wording(config, client)
     rows = config.rows_per_client or world.DEFAULT_ROWS
     asked = rows + (-(-rows // 4) if config.validation_rows is None else config.validation_rows)
-    tests = world.world_records(domain, config.test_rows or world.DEFAULT_TEST_ROWS, f"{seed}/{client}/test")
+    tests = world.world_records(
+        domain, config.test_rows or world.DEFAULT_TEST_ROWS, f"{seed}/{client}/test"
+    )
     in_test = {record.text for record in tests}
     drawn = world.world_records(domain, asked + 8, f"{seed}/{client}/train")
     train = [record for record in drawn if record.text not in in_test]
     order = label_wordings(config)
 
     def worded(records: Sequence[Record]) -> tuple[Record, ...]:
-        return tuple(Record(record.text, order.index(world.LABELS[record.label]), wording) for record in records)
+        return tuple(
+            Record(record.text, order.index(world.LABELS[record.label]), wording)
+            for record in records
+        )
 
     kept = [record.label for record in train]
-    chosen, held = part.train_and_validation(kept, len(order), rows, asked - rows, part.named_random(seed, client, "train"))
-    split = Split(worded([train[row] for row in chosen]), worded([train[row] for row in held]), worded(tests))
-    return Loaded(split, tuple(kept.count(label) for label in range(len(order))), in_test=len(drawn) - len(train))
+    chosen, held = part.train_and_validation(
+        kept, len(order), rows, asked - rows, part.named_random(seed, client, "train")
+    )
+    split = Split(
+        worded([train[row] for row in chosen]), worded([train[row] for row in held]), worded(tests)
+    )
+    return Loaded(
+        split,
+        tuple(kept.count(label) for label in range(len(order))),
+        in_test=len(drawn) - len(train),
+    )
 
 
 @dataclass(frozen=True)
 class ClientSummary:
-    """What a client holds, for people to read before a run: rows per split and label wording, and what was dropped or cut."""
+    """What a client holds, for people to read before a run: rows per split and label wording, and
+    what was dropped or cut."""
 
     domain: str
     train: dict[str, int]
@@ -164,35 +194,53 @@ class ClientSummary:
 
 
 def check_data(
-    config: TaskConfig, seed: int, logical_batch: int | None = None, clients: Sequence[str] | None = None, by_user: bool = False
+    config: TaskConfig,
+    seed: int,
+    logical_batch: int | None = None,
+    clients: Sequence[str] | None = None,
+    by_user: bool = False,
 ) -> dict[str, ClientSummary]:
     """A summary of each of `clients` (None: all), or the ConfigError that training would run into.
 
-    Beside the errors of `load_clients`: a label of which a client has one row only, a client whose rows are all of one label,
-    an empty test split, and fewer training rows (`by_user`: users) than the logical batch.
+    Beside the errors of `load_clients`: a label of which a client has one row only, a client whose
+    rows are all of one label, an empty test split, and fewer training rows (`by_user`: users) than
+    the logical batch.
     """
     labels = label_wordings(config)
     summaries = {}
     for client, loaded in load_clients(config, seed, clients).items():
         split = loaded.split
-        train, validation, test = (_label_counts(records, labels) for records in (split.train, split.validation, split.test))
+        train, validation, test = (
+            _label_counts(records, labels)
+            for records in (split.train, split.validation, split.test)
+        )
         for label in labels:
             if loaded.per_label[labels.index(label)] == 1:
                 raise ConfigError(
-                    f"client {client}: one row is labelled {label!r} (repeats and rows of the test split aside); needed: none, or "
-                    f"two, one to train on and one to validate"
+                    f"client {client}: one row is labelled {label!r} (repeats and rows of the test"
+                    " split aside); needed: none, or two, one to train on and one to validate"
                 )
         if sum(rows > 0 for rows in train.values()) < 2:
             only = next((label for label in labels if train[label]), "none")
-            raise ConfigError(f"client {client}: every training row is labelled {only!r}; needed: rows of two labels")
+            raise ConfigError(
+                f"client {client}: every training row is labelled {only!r}; needed: rows of two"
+                " labels"
+            )
         if not split.test:
-            raise ConfigError(f"client {client}: no row is left for the test split; give test_path, or more rows")
+            raise ConfigError(
+                f"client {client}: no row is left for the test split; give test_path, or more rows"
+            )
         users = len({record.user for record in split.train} - {""})
-        units, kind = (users, "users in the training rows") if by_user else (len(split.train), "training rows")
+        units, kind = (
+            (users, "users in the training rows")
+            if by_user
+            else (len(split.train), "training rows")
+        )
         if logical_batch is not None and units < logical_batch:
             raise ConfigError(
-                f"client {client}: {units} {kind}, fewer than the logical batch of {logical_batch}; lower the "
-                f"logical batch, or give more rows (task.rows_per_client is {config.rows_per_client}, rows there are {loaded.available})"
+                f"client {client}: {units} {kind}, fewer than the logical batch of {logical_batch};"
+                " lower the logical batch, or give more rows (task.rows_per_client is"
+                f" {config.rows_per_client}, rows there are {loaded.available})"
             )
         summaries[client] = ClientSummary(
             split.train[0].domain,

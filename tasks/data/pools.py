@@ -1,4 +1,5 @@
-"""Who holds which rows: files, columns and random shares become one pool of records per client, before any split."""
+"""Who holds which rows: files, columns and random shares become one pool of records per client,
+before any split."""
 
 from __future__ import annotations
 
@@ -55,19 +56,28 @@ def client_names(config: TaskConfig) -> tuple[str, ...]:
     if how == "files":
         if files := _files(config, config.path):
             return tuple(sorted(files))
-        raise ConfigError(f"task.clients: missing; {_located(config, str(config.path))} is one file, so give the one client's name")
+        raise ConfigError(
+            f"task.clients: missing; {_located(config, str(config.path))} is one file, so give the"
+            " one client's name"
+        )
     rows = _train_rows(config, config.path)
     return tuple(sorted({row.client for row in rows if row.client}))
 
 
 def partition_of(config: TaskConfig) -> str:
-    """The configured partition, or what path, client_column and clients tell. Raises ConfigError when they tell nothing."""
+    """The configured partition, or what path, client_column and clients tell. Raises ConfigError
+    when they tell nothing."""
     if config.partition is not None:
         return config.partition
-    if isinstance(config.path, Mapping) or (config.source == "files" and _located(config, str(config.path)).is_dir()):
+    if isinstance(config.path, Mapping) or (
+        config.source == "files" and _located(config, str(config.path)).is_dir()
+    ):
         return "files"
     if isinstance(config.clients, int) and config.client_column is not None:
-        raise ConfigError(f"task.clients: found the number {config.clients} with a client_column; give names, or client_column=null")
+        raise ConfigError(
+            f"task.clients: found the number {config.clients} with a client_column; give names, or"
+            " client_column=null"
+        )
     if config.client_column is not None:
         return "column"
     if isinstance(config.clients, int):
@@ -75,12 +85,16 @@ def partition_of(config: TaskConfig) -> str:
     if config.source == "files" and config.clients is not None and len(config.clients) == 1:
         return "files"
     raise ConfigError(
-        "task.partition: cannot tell who holds which rows; give client_column, one file per client, or clients=N with partition=iid"
+        "task.partition: cannot tell who holds which rows; give client_column, one file per client,"
+        " or clients=N with partition=iid"
     )
 
 
-def read_pools(config: TaskConfig, known: Sequence[str], chosen: Sequence[str], seed: int) -> dict[str, Pool]:
-    """The pool of each of the `chosen` clients, where `known` are all clients in order. Reads each file once."""
+def read_pools(
+    config: TaskConfig, known: Sequence[str], chosen: Sequence[str], seed: int
+) -> dict[str, Pool]:
+    """The pool of each of the `chosen` clients, where `known` are all clients in order. Reads each
+    file once."""
     how = partition_of(config)
     if how == "files":
         return {client: _file_pool(config, client) for client in chosen}
@@ -96,13 +110,17 @@ def read_pools(config: TaskConfig, known: Sequence[str], chosen: Sequence[str], 
         shares = part.iid(len(unique), len(known), rng)
     else:
         kinds = len(label_wordings(config))
-        shares = part.dirichlet([record.label for record in unique], kinds, len(known), config.dirichlet_alpha, rng)
+        shares = part.dirichlet(
+            [record.label for record in unique], kinds, len(known), config.dirichlet_alpha, rng
+        )
     shared = None if test is None else _records(config, test, "")[0]
     pools = {}
     for client, share in zip(known, shares, strict=True):
         domain = domain_wording(config, client)
         if not share:
-            raise ConfigError(f"client {client}: {len(unique)} rows are too few for {len(known)} clients")
+            raise ConfigError(
+                f"client {client}: {len(unique)} rows are too few for {len(known)} clients"
+            )
         pools[client] = Pool(
             tuple(replace(unique[row], domain=domain) for row in share),
             None if shared is None else tuple(replace(record, domain=domain) for record in shared),
@@ -129,11 +147,15 @@ def _file_pool(config: TaskConfig, client: str) -> Pool:
         if isinstance(config.path, str) and not _located(config, config.path).is_dir():
             files = {client: config.path}
         else:
-            raise ConfigError(f"task.path: no file for client {client!r}; {nearest(client, list(files))}")
+            raise ConfigError(
+                f"task.path: no file for client {client!r}; {nearest(client, list(files))}"
+            )
     train, cut = _records(config, _train_rows(config, files[client]), domain)
     tests = _files(config, config.test_path)
     if tests and client not in tests:
-        raise ConfigError(f"task.test_path: no file for client {client!r}; {nearest(client, list(tests))}")
+        raise ConfigError(
+            f"task.test_path: no file for client {client!r}; {nearest(client, list(tests))}"
+        )
     test = _test_rows(config, tests.get(client, config.test_path))
     if test is None:
         return Pool(train, None, cut)
@@ -148,12 +170,18 @@ def _of_client(config: TaskConfig, rows: list[Row], client: str, kind: str) -> l
     if not mine:
         names = sorted({row.client for row in rows})
         file = rows[0].where.rsplit(": row ", 1)[0]
-        raise ConfigError(f"{file}: no {kind} rows whose column {config.client_column!r} is {client!r}; {nearest(client, names)}")
+        raise ConfigError(
+            f"{file}: no {kind} rows whose column {config.client_column!r} is {client!r};"
+            f" {nearest(client, names)}"
+        )
     return mine
 
 
-def _records(config: TaskConfig, rows: Sequence[Row], domain: str) -> tuple[tuple[Record, ...], int]:
-    """(records, how many texts were cut). Raises ConfigError for an empty text or a label that task.labels does not list."""
+def _records(
+    config: TaskConfig, rows: Sequence[Row], domain: str
+) -> tuple[tuple[Record, ...], int]:
+    """(records, how many texts were cut). Raises ConfigError for an empty text or a label that
+    task.labels does not list."""
     known = indices(config.labels)
     records, cut = [], 0
     for row in rows:
@@ -163,7 +191,8 @@ def _records(config: TaskConfig, rows: Sequence[Row], domain: str) -> tuple[tupl
         if row.label not in known:
             allowed = ", ".join(repr(raw) for raw in known)
             raise ConfigError(
-                f"{row.where}: column {config.label_column!r} holds {row.label!r}, which task.labels does not list; allowed: {allowed}"
+                f"{row.where}: column {config.label_column!r} holds {row.label!r}, which"
+                f" task.labels does not list; allowed: {allowed}"
             )
         if len(text) > config.max_chars:
             text, cut = _cut(text, config.max_chars), cut + 1
@@ -172,7 +201,8 @@ def _records(config: TaskConfig, rows: Sequence[Row], domain: str) -> tuple[tupl
 
 
 def _cut(text: str, most: int) -> str:
-    """The longest part of at most `most` characters that ends with a word; a single longer word is cut inside."""
+    """The longest part of at most `most` characters that ends with a word; a single longer word is
+    cut inside."""
     if text[most].isspace():
         return text[:most].rstrip()
     edge = max((match.start() for match in re.finditer(r"\s", text[:most])), default=0)
@@ -184,7 +214,8 @@ def _located(config: TaskConfig, path: str) -> Path:
 
 
 def _files(config: TaskConfig, path: str | Mapping[str, str] | None) -> dict[str, str]:
-    """client -> file of a mapping or a folder; empty for a single file. Raises ConfigError for a folder without files."""
+    """client -> file of a mapping or a folder; empty for a single file. Raises ConfigError for a
+    folder without files."""
     if path is None:
         return {}
     if isinstance(path, Mapping):
@@ -196,7 +227,10 @@ def _files(config: TaskConfig, path: str | Mapping[str, str] | None) -> dict[str
     for file in sorted(folder.iterdir()):
         if file.is_file() and file_format(file):
             if stem(file) in files:
-                raise ConfigError(f"{folder}: two files for client {stem(file)!r}: {file.name} and {Path(files[stem(file)]).name}")
+                raise ConfigError(
+                    f"{folder}: two files for client {stem(file)!r}: {file.name} and"
+                    f" {Path(files[stem(file)]).name}"
+                )
             files[stem(file)] = str(file)
     if not files:
         raise ConfigError(f"{folder}: no file in this folder ends in one of the known formats")
@@ -205,23 +239,37 @@ def _files(config: TaskConfig, path: str | Mapping[str, str] | None) -> dict[str
 
 def _train_rows(config: TaskConfig, path: str | None) -> list[Row]:
     if config.source == "hub":
-        return read_hub(str(config.dataset), config.subset, config.train_split, _columns(config), indices(config.labels))
+        return read_hub(
+            str(config.dataset),
+            config.subset,
+            config.train_split,
+            _columns(config),
+            indices(config.labels),
+        )
     return read_rows(_one_file(config, "path", path), _columns(config))
 
 
 def _test_rows(config: TaskConfig, path: str | None) -> list[Row] | None:
-    """Rows of the test file or split, with the client where it has the client column. None: the task has no test of its own."""
+    """Rows of the test file or split, with the client where it has the client column. None: the
+    task has no test of its own."""
     columns = replace(_columns(config), client=config.client_column, client_needed=False, user=None)
     if config.source == "hub":
         if config.test_split is None:
             return None
-        return read_hub(str(config.dataset), config.subset, config.test_split, columns, indices(config.labels))
+        return read_hub(
+            str(config.dataset), config.subset, config.test_split, columns, indices(config.labels)
+        )
     return None if path is None else read_rows(_one_file(config, "test_path", path), columns)
 
 
 def _columns(config: TaskConfig) -> Columns:
     by_column = partition_of(config) == "column"
-    return Columns(config.text_column, config.label_column, config.client_column if by_column else None, user=config.user_column)
+    return Columns(
+        config.text_column,
+        config.label_column,
+        config.client_column if by_column else None,
+        user=config.user_column,
+    )
 
 
 def _one_file(config: TaskConfig, key: str, path: object) -> Path:
@@ -230,5 +278,7 @@ def _one_file(config: TaskConfig, key: str, path: object) -> Path:
         raise ConfigError(f"task.{key}: found {path!r} with partition={how}; allowed: one file")
     file = _located(config, path)
     if file.is_dir():
-        raise ConfigError(f"task.{key}: {file} is a folder; with partition={how} it must be one file")
+        raise ConfigError(
+            f"task.{key}: {file} is a folder; with partition={how} it must be one file"
+        )
     return file

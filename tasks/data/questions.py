@@ -1,4 +1,5 @@
-"""The task section of kind "reasoning": whose questions with which answers, from files or the built-in world."""
+"""The task section of kind "reasoning": whose questions with which answers, from files or the
+built-in world."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ WORLD_ROWS, WORLD_TEST_ROWS = 80, 60  # [O]
 
 
 class QuestionsConfig(Section):
-    """Questions with answers, and worked steps where there are any. Paths are relative to `root`, and `root` to the working directory."""
+    """Questions with answers, and worked steps where there are any. Paths are relative to `root`,
+    and `root` to the working directory."""
 
     name: str = Field(min_length=1)
     kind: Literal["reasoning"]
     source: Literal["arithmetic", "files"] = "files"
     root: str | None = None
     path: dict[str, str] | None = None  # client -> file of its training questions
-    test_path: str | dict[str, str] | None = None  # likewise; one file serves all clients; null: test_fraction of each client's rows
+    # likewise; one file serves all clients; null: test_fraction of each client's rows
+    test_path: str | dict[str, str] | None = None
     question_column: str = "question"
     answer_column: str = "answer"
     steps_column: str | None = None  # worked steps, a line each; null: the answer alone is learnt
@@ -39,7 +42,10 @@ class QuestionsConfig(Section):
     @model_validator(mode="after")
     def _has_data(self) -> QuestionsConfig:
         if self.source == "files" and not self.path:
-            raise ValueError("path: missing with source=files; give a file for each client, such as {shop: shop.jsonl}")
+            raise ValueError(
+                "path: missing with source=files; give a file for each client, such as {shop:"
+                " shop.jsonl}"
+            )
         known = tuple(self.path or {}) if self.source == "files" else arithmetic.CLIENTS
         for client in self.clients or ():
             if client not in known:
@@ -49,7 +55,9 @@ class QuestionsConfig(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """The clients in order."""
-        return self.clients or (tuple(self.path or {}) if self.source == "files" else arithmetic.CLIENTS)
+        return self.clients or (
+            tuple(self.path or {}) if self.source == "files" else arithmetic.CLIENTS
+        )
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,13 @@ class QuestionSplit:
 def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionSplit:
     """One client's questions, the same for the same seed; no training question is a test question.
 
-    Raises ConfigError naming file and row for what `fedduet.tasks.data.read` complains of, empty questions or answers, and too few rows.
+    Raises ConfigError naming file and row for what `fedduet.tasks.data.read` complains of, empty
+    questions or answers, and too few rows.
     """
     if client not in config.names:
-        raise ConfigError(f"task.clients: no client {client!r}; {nearest(client, list(config.names))}")
+        raise ConfigError(
+            f"task.clients: no client {client!r}; {nearest(client, list(config.names))}"
+        )
     if config.source == "arithmetic":
         rows, tests = config.rows_per_client or WORLD_ROWS, config.test_rows or WORLD_TEST_ROWS
         found = arithmetic.site_questions(client, rows + tests, seed)
@@ -78,26 +89,55 @@ def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionS
         held = max(1, round(config.test_fraction * len(train)))
         test, train = train[:held], train[held:]
     else:
-        test = _read(config, config.test_path if isinstance(config.test_path, str) else config.test_path.get(client, ""), client)
+        test = _read(
+            config,
+            (
+                config.test_path
+                if isinstance(config.test_path, str)
+                else config.test_path.get(client, "")
+            ),
+            client,
+        )
     asked = {question.question for question in test}
-    train = [question for question in {one.question: one for one in train}.values() if question.question not in asked]
+    train = [
+        question
+        for question in {one.question: one for one in train}.values()
+        if question.question not in asked
+    ]
     if config.rows_per_client is not None:
         train = draws.sample(train, min(config.rows_per_client, len(train)))
     if config.test_rows is not None:
-        test = random.Random(f"questions/{config.name}/test/{seed}").sample(test, min(config.test_rows, len(test)))
+        test = random.Random(f"questions/{config.name}/test/{seed}").sample(
+            test, min(config.test_rows, len(test))
+        )
     if len(train) < 2:
-        raise ConfigError(f"client {client}: {len(train)} training questions that are not test questions too; needed: at least 2")
+        raise ConfigError(
+            f"client {client}: {len(train)} training questions that are not test questions too;"
+            " needed: at least 2"
+        )
     return QuestionSplit(tuple(train), tuple(test))
 
 
 def _read(config: QuestionsConfig, name: str, client: str) -> list[Question]:
     path = Path(config.root or ".").expanduser() / name
     questions = []
-    columns = Columns(config.question_column, config.answer_column, config.steps_column, config.steps_column is not None)
+    columns = Columns(
+        config.question_column,
+        config.answer_column,
+        config.steps_column,
+        config.steps_column is not None,
+    )
     for row in read_rows(path, columns):
         if not row.text.strip() or not row.label.strip():
-            raise ConfigError(f"{row.where}: an empty {'question' if not row.text.strip() else 'answer'}; needed: words or a number")
-        steps = tuple(line.strip() for line in row.client.splitlines() if line.strip()) if config.steps_column else ()
+            raise ConfigError(
+                f"{row.where}: an empty {'question' if not row.text.strip() else 'answer'}; needed:"
+                " words or a number"
+            )
+        steps = (
+            tuple(line.strip() for line in row.client.splitlines() if line.strip())
+            if config.steps_column
+            else ()
+        )
         questions.append(Question(" ".join(row.text.split()), steps, row.label.strip(), client))
     return questions
 

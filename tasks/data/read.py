@@ -1,4 +1,5 @@
-"""Rows of text files (csv, jsonl, parquet; gzip), each with its number, or a sentence that says what is wrong where."""
+"""Rows of text files (csv, jsonl, parquet; gzip), each with its number, or a sentence that says
+what is wrong where."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from fedduet.conf.check import ConfigError, nearest
 from fedduet.tasks.labels import raw_value
 
 FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
-_FIELD_LIMIT = 2**31 - 1  # the csv module's default of 131,072 characters is shorter than some reviews
+# the csv module's default of 131,072 characters is shorter than some reviews
+_FIELD_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,17 @@ class Columns:
 
     def among(self, found: Sequence[str]) -> list[str]:
         """Those of the columns that `found` has, each once."""
-        return [name for name in dict.fromkeys((self.text, self.label, self.client, self.user)) if name in found and name]
+        return [
+            name
+            for name in dict.fromkeys((self.text, self.label, self.client, self.user))
+            if name in found and name
+        ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as read: `label`, `client` and `user` as `raw_value` gives them, `where` names file and row for error sentences."""
+    """One row as read: `label`, `client` and `user` as `raw_value` gives them, `where` names file
+    and row for error sentences."""
 
     text: str
     label: str
@@ -65,14 +72,19 @@ def stem(path: Path) -> str:
 def read_rows(path: Path, columns: Columns) -> list[Row]:
     """Every row of `path`; row 1 is the first after a csv header, or the first line of jsonl.
 
-    Raises ConfigError for a missing file or column, an unknown format, bytes that are not UTF-8, and broken rows.
+    Raises ConfigError for a missing file or column, an unknown format, bytes that are not UTF-8,
+    and broken rows.
     """
     path = path.absolute()
     if not path.is_file():
-        raise ConfigError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        raise ConfigError(
+            f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}"
+        )
     ending = file_format(path)
     if ending is None:
-        raise ConfigError(f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(FORMATS)}"
+        )
     if ending == ".parquet":
         found = _parquet(path, columns)
     elif ending.startswith(".csv"):
@@ -86,7 +98,8 @@ def read_rows(path: Path, columns: Columns) -> list[Row]:
 
 
 def as_row(values: dict[str, Any], columns: Columns, where: str) -> Row:
-    """One row from its values. Raises ConfigError when a column is missing, the text is no text, or a needed user is not named."""
+    """One row from its values. Raises ConfigError when a column is missing, the text is no text, or
+    a needed user is not named."""
     check_columns(columns, list(values), where)
     text = values[columns.text]
     if not isinstance(text, str):
@@ -104,7 +117,9 @@ def check_columns(columns: Columns, found: Sequence[str], where: str) -> None:
         if name not in found:
             hint = nearest(name, list(found))
             there = "" if hint.startswith("allowed") else f"; columns: {', '.join(sorted(found))}"
-            raise ConfigError(f"{where}: no column {name!r}; {hint.replace('allowed', 'columns')}{there}")
+            raise ConfigError(
+                f"{where}: no column {name!r}; {hint.replace('allowed', 'columns')}{there}"
+            )
 
 
 def _text(path: Path) -> str:
@@ -119,7 +134,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as failure:
         line = data.count(b"\n", 0, failure.start) + 1
         raise ConfigError(
-            f"{path}: line {line}, byte offset {failure.start}: byte 0x{data[failure.start]:02x} is not UTF-8; save the file as UTF-8"
+            f"{path}: line {line}, byte offset {failure.start}: byte 0x{data[failure.start]:02x} is"
+            " not UTF-8; save the file as UTF-8"
         ) from None
 
 
@@ -133,21 +149,29 @@ def _csv(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, dict[st
             raise ConfigError(f"{path}: is empty; needed: a header row and rows")
         header = [name.strip() for name in header]
         if len(set(header)) < len(header):
-            raise ConfigError(f"{path}: a column name stands twice in the header: {', '.join(header)}")
+            raise ConfigError(
+                f"{path}: a column name stands twice in the header: {', '.join(header)}"
+            )
         check_columns(columns, header, str(path))
         for values in reader:
             if not values:
                 continue
             number += 1
             if len(values) != len(header):
-                raise ConfigError(f"{path}: row {number} (line {reader.line_num}): {len(values)} fields, but the header has {len(header)}")
+                raise ConfigError(
+                    f"{path}: row {number} (line {reader.line_num}): {len(values)} fields, but the"
+                    f" header has {len(header)}"
+                )
             yield number, dict(zip(header, values, strict=True))
     except csv.Error as failure:
-        raise ConfigError(f"{path}: row {number + 1} (line {reader.line_num}): not proper CSV ({failure})") from None
+        raise ConfigError(
+            f"{path}: row {number + 1} (line {reader.line_num}): not proper CSV ({failure})"
+        ) from None
 
 
 def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a string
+    # not splitlines: U+2028 may stand inside a string
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -155,7 +179,9 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as failure:
             raise ConfigError(f"{path}: row {number}: not JSON ({failure})") from None
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: row {number}: found {type(values).__name__}, needed a JSON object")
+            raise ConfigError(
+                f"{path}: row {number}: found {type(values).__name__}, needed a JSON object"
+            )
         yield number, values
 
 

@@ -1,4 +1,5 @@
-"""Reads the texts and labels an LLM generated: tolerant of form, strict about labels, never raising."""
+"""Reads the texts and labels an LLM generated: tolerant of form, strict about labels, never
+raising."""
 
 from __future__ import annotations
 
@@ -18,29 +19,35 @@ _TEXT_KEYS = ("text", "content", "sentence", "example", "body")
 _LABEL_KEYS = ("label", "rating", "sentiment", "class", "category", "topic")
 _QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "`": "`", "\u00ab": "\u00bb"}
 _CHATTER = re.compile(
-    r"^(sure|of course|certainly|okay|ok|absolutely|here (are|is)\b|below (are|is)\b|i hope|let me know|note:|feel free)",
+    r"^(sure|of course|certainly|okay|ok|absolutely|here (are|is)\b|below (are|is)\b|i hope|let me"
+    r" know|note:|feel free)",
     re.IGNORECASE,
 )
 _MARKS = "*_ \t"
 
 
 def parse_generated(task: Task, form: str, answer: str, label: int) -> Generated:
-    """The (text, label index) pairs of an answer to `augment_prompt`, where `label` was the wanted one.
+    """The (text, label index) pairs of an answer to `augment_prompt`, where `label` was the wanted
+    one.
 
-    Texts come on one line. A text that names a label has that label, even if another one was asked for; one that names
-    none has the wanted label; one that names something else in a label's place is dropped. Where any text of an answer
-    names a label, lines without are taken for chatter. Empty when nothing can be read.
+    Texts come on one line. A text that names a label has that label, even if another one was asked
+    for; one that names none has the wanted label; one that names something else in a label's place
+    is dropped. Where any text of an answer names a label, lines without are taken for chatter.
+    Empty when nothing can be read.
     """
     if form == "completion":
         return _documents(task, answer, label)
     answer = unwrapped(answer)
     found = _from_json(task, answer, label)
     pairs = _from_lines(task, answer, label) if found is None else found
-    return [(text, index) for text, index in ((_clean(text), index) for text, index in pairs) if text]
+    return [
+        (text, index) for text, index in ((_clean(text), index) for text, index in pairs) if text
+    ]
 
 
 def label_index(task: Task, found: object) -> int | None:
-    """The label that `found` names: its wording in any case, or its index as a whole number; else None."""
+    """The label that `found` names: its wording in any case, or its index as a whole number; else
+    None."""
     if isinstance(found, bool) or found is None:
         return None
     if isinstance(found, float):
@@ -86,14 +93,22 @@ def _from_json(task: Task, answer: str, label: int) -> Generated | None:
     for value in json_values(answer):
         several = isinstance(value, dict) or any(isinstance(item, (dict, list)) for item in value)
         texts = bool(value) and all(isinstance(item, str) for item in value)
-        if several or _is_pair(task, value) or (texts and (answer.startswith("[") or len(value) > 1)):
+        if (
+            several
+            or _is_pair(task, value)
+            or (texts and (answer.startswith("[") or len(value) > 1))
+        ):
             read = True
             pairs.extend(_json_pairs(task, value, label, depth=0))
     return pairs if read else None
 
 
 def _is_pair(task: Task, value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 2 or not any(isinstance(item, str) for item in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not any(isinstance(item, str) for item in value)
+    ):
         return False
     return any(label_index(task, item) is not None for item in value)
 
@@ -116,16 +131,24 @@ def _json_pairs(task: Task, value: Any, label: int, depth: int) -> Generated:
         return []
     folded = {str(key).casefold().strip(): item for key, item in value.items()}
     noun = task.noun.casefold()
-    text = next((folded[key] for key in (*_TEXT_KEYS, noun) if isinstance(folded.get(key), str)), None)
+    text = next(
+        (folded[key] for key in (*_TEXT_KEYS, noun) if isinstance(folded.get(key), str)), None
+    )
     if text is not None:
-        named = next((folded[key] for key in _LABEL_KEYS if key in folded and folded[key] is not text), None)
+        named = next(
+            (folded[key] for key in _LABEL_KEYS if key in folded and folded[key] is not text), None
+        )
         index = label if named is None else label_index(task, named)
         return [] if index is None else [(text, index)]
     pairs: Generated = []
     for key, item in folded.items():
         index = label_index(task, key)
         if index is not None and isinstance(item, (str, list)):
-            texts = [item] if isinstance(item, str) else [text for text in item if isinstance(text, str)]
+            texts = (
+                [item]
+                if isinstance(item, str)
+                else [text for text in item if isinstance(text, str)]
+            )
             pairs.extend((text, index) for text in texts)
         elif isinstance(item, (list, dict)):
             pairs.extend(_json_pairs(task, item, label, depth + 1))
@@ -154,7 +177,8 @@ def _from_lines(task: Task, answer: str, label: int) -> Generated:
         elif pending is not None:
             explicit.append((_without_key(task, body), pending))
             pending = None
-        elif body.startswith(("{", "[{", '["')) or _names_something_else(task, body):  # broken JSON, or a foreign label
+        # broken JSON, or a foreign label
+        elif body.startswith(("{", "[{", '["')) or _names_something_else(task, body):
             continue
         elif numbered or body[:1] in ('"', "\u201c"):
             items.append(_without_key(task, body))
@@ -166,7 +190,8 @@ def _from_lines(task: Task, answer: str, label: int) -> Generated:
 
 
 def _split_label(task: Task, line: str) -> tuple[int | None, str]:
-    """(label index, what follows) of a line that begins with a label; the text is empty when the label stands alone."""
+    """(label index, what follows) of a line that begins with a label; the text is empty when the
+    label stands alone."""
     key = "|".join(_LABEL_KEYS)
     words = "|".join(sorted((re.escape(word) for word in task.labels), key=len, reverse=True))
     pattern = (
@@ -190,25 +215,37 @@ def _without_key(task: Task, line: str) -> str:
 def _names_something_else(task: Task, line: str) -> bool:
     """Whether a line that begins with no label of the task has other words in a label's place."""
     most = max(len(wording.split()) for wording in task.labels)
-    match = re.match(rf"[\[(*_]*((?:[\w/-]+\s+){{0,{most - 1}}}[\w/-]+)[\])*_]*\s*:(?:\s|[*_]|$)", line)
+    match = re.match(
+        rf"[\[(*_]*((?:[\w/-]+\s+){{0,{most - 1}}}[\w/-]+)[\])*_]*\s*:(?:\s|[*_]|$)", line
+    )
     if match is None:
         return False
     return match[1].casefold() not in (*_TEXT_KEYS, task.noun.casefold())
 
 
 def _counts_up(lines: list[str]) -> bool:
-    """Whether lines of the form `1: text` count the lines (1, 2, 3, ...) rather than name labels."""
-    numbers = [int(match[1]) for line in lines if (match := re.match(r"^\W*([0-9]{1,4})\s*:\s", line))]
+    """Whether lines of the form `1: text` count the lines (1, 2, 3, ...) rather than name
+    labels."""
+    numbers = [
+        int(match[1]) for line in lines if (match := re.match(r"^\W*([0-9]{1,4})\s*:\s", line))
+    ]
     return len(numbers) > 1 and numbers == list(range(1, len(numbers) + 1))
 
 
 def _documents(task: Task, answer: str, label: int) -> Generated:
-    """What stands before the first blank line, and any further document that begins with a control code of the task."""
+    """What stands before the first blank line, and any further document that begins with a control
+    code of the task."""
     template = task.prompts.completion_document or task.control_code + task.separator + "{text}"
     template = template.removesuffix("{text}").rstrip()
     words = "|".join(sorted((re.escape(wording) for wording in task.labels), key=len, reverse=True))
-    pattern = re.escape(template).replace(r"\{noun\}", re.escape(task.noun)).replace(r"\{domain\}", r"[^\n]{0,200}?")
-    pattern = pattern.replace(r"\{label\}", f"(?P<label>{words})", 1).replace(r"\{label\}", "(?P=label)")
+    pattern = (
+        re.escape(template)
+        .replace(r"\{noun\}", re.escape(task.noun))
+        .replace(r"\{domain\}", r"[^\n]{0,200}?")
+    )
+    pattern = pattern.replace(r"\{label\}", f"(?P<label>{words})", 1).replace(
+        r"\{label\}", "(?P=label)"
+    )
     pairs, current, place = [], label, 0
     for match in re.finditer(r"^" + pattern, answer, re.MULTILINE):
         pairs.append((answer[place : match.start()], current))
@@ -220,7 +257,11 @@ def _documents(task: Task, answer: str, label: int) -> Generated:
 
 
 def _clean(text: str) -> str:
-    text = " ".join(text.split()).rstrip(",") if text.rstrip().endswith('",') else " ".join(text.split())
+    text = (
+        " ".join(text.split()).rstrip(",")
+        if text.rstrip().endswith('",')
+        else " ".join(text.split())
+    )
     while len(text) > 1 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text.strip("*").strip()

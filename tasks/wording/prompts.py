@@ -1,6 +1,8 @@
-"""Prompts in chat and completion form: filled from the task's wording, within a budget of tokens; texts stay data (see `one_line`).
+"""Prompts in chat and completion form: filled from the task's wording, within a budget of tokens;
+texts stay data (see `one_line`).
 
-Answers are read by `fedduet.tasks.wording.parse` and `fedduet.tasks.wording.judgement`, whose functions can be had from here too.
+Answers are read by `fedduet.tasks.wording.parse` and `fedduet.tasks.wording.judgement`, whose
+functions can be had from here too.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from fedduet.tasks.task import Record, Task
 from fedduet.tasks.wording.judgement import parse_judgement
 from fedduet.tasks.wording.parse import parse_generated
 
-__all__ = ["augment_prompt", "fill", "judge_prompt", "parse_generated", "parse_judgement", "task_answer", "task_prompt"]
+__all__ = [
+    "augment_prompt",
+    "fill",
+    "judge_prompt",
+    "parse_generated",
+    "parse_judgement",
+    "task_answer",
+    "task_prompt",
+]
 
 Prompt = str | tuple[tuple[str, str], ...]  # completion: one string; chat: (role, content) turns
 
@@ -27,12 +37,14 @@ BRACED = re.compile(r"\{(\w+)\}")
 
 
 def fill(template: str, **values: object) -> str:
-    """`template` with every `{name}` of `values` replaced, in one pass: braces in a value, and all other braces, stay."""
+    """`template` with every `{name}` of `values` replaced, in one pass: braces in a value, and all
+    other braces, stay."""
     return BRACED.sub(lambda match: str(values.get(match[1], match[0])), template)
 
 
 def document(task: Task, record: Record, domain: str) -> str:
-    """One labelled text as a base LLM knows it; line breaks inside the text become spaces, and heads of the layout lose their colon."""
+    """One labelled text as a base LLM knows it; line breaks inside the text become spaces, and
+    heads of the layout lose their colon."""
     return _control(task, record.domain or domain, record.label) + _without_colons(
         task.prompts.completion_document or task.control_code, record.text
     )
@@ -40,13 +52,15 @@ def document(task: Task, record: Record, domain: str) -> str:
 
 @functools.lru_cache(maxsize=8192)  # demonstrations come again and again
 def one_line(text: str) -> str:
-    """`text` as data in a prompt whose structure is lines: on one line, without special tokens and invisible characters."""
+    """`text` as data in a prompt whose structure is lines: on one line, without special tokens and
+    invisible characters."""
     return " ".join(plain(" ".join(text.split())).split())
 
 
 @functools.lru_cache(maxsize=8192)
 def _without_colons(layout: str, text: str) -> str:
-    """`text` on one line; "Rating: negative" becomes "Rating negative": a base LLM takes a head for the next document wherever it is."""
+    """`text` on one line; "Rating: negative" becomes "Rating negative": a base LLM takes a head for
+    the next document wherever it is."""
     text = one_line(text)
     for head in control_heads(layout):
         text = re.sub(rf"(?<!\w){re.escape(head)}", head.rstrip(": "), text, flags=re.IGNORECASE)
@@ -63,19 +77,25 @@ def augment_prompt(
     count_tokens: Callable[[str], int],
     budget_tokens: int,
 ) -> tuple[Prompt, list[Record]]:
-    """(a few-shot prompt for new texts of one label, of at most `budget_tokens` tokens; the demonstrations it shows, in the order given).
+    """(a few-shot prompt for new texts of one label, of at most `budget_tokens` tokens; the
+    demonstrations it shows, in the order given).
 
-    Chat form asks for `n` texts, one a line as `label: text`. Completion form shows documents separated by a blank line and ends in
-    the open control code of the wanted label; it yields one text (`n` is not used), ended by STOP. What does not fit is left out whole:
-    demonstrations are tried one of each label in turn, the wanted label first, so that a long text costs its own label's place only.
-    Raises ValueError for an unknown form or label, and when the prompt has more tokens than the budget with no demonstration.
+    Chat form asks for `n` texts, one a line as `label: text`. Completion form shows documents
+    separated by a blank line and ends in the open control code of the wanted label; it yields one
+    text (`n` is not used), ended by STOP. What does not fit is left out whole:
+    demonstrations are tried one of each label in turn, the wanted label first, so that a long text
+    costs its own label's place only. Raises ValueError for an unknown form or label, and when the
+    prompt has more tokens than the budget with no demonstration.
     """
     _check(task, form, label)
     written = [_shown(task, form, record, domain) for record in demonstrations]
     prompt = _augment(task, form, domain, label, (), n)
     bare = _tokens(prompt, count_tokens)
     if bare > budget_tokens:
-        raise ValueError(f"the {form} prompt has {bare} tokens without any demonstration, more than the budget of {budget_tokens}")
+        raise ValueError(
+            f"the {form} prompt has {bare} tokens without any demonstration, more than the budget"
+            f" of {budget_tokens}"
+        )
     left = budget_tokens - bare
     kept: list[int] = []
     for place in _in_turn(demonstrations, label, len(task.labels)):
@@ -92,13 +112,21 @@ def augment_prompt(
 
 
 def judge_prompt(task: Task, form: str, domain: str, members: Sequence[Record]) -> Prompt:
-    """Asks which of a group of texts, numbered from 0, to keep. Completion form ends in an open JSON list.
+    """Asks which of a group of texts, numbered from 0, to keep. Completion form ends in an open
+    JSON list.
 
     Raises ValueError for an unknown form.
     """
     _check(task, form, 0)
-    numbered = "\n".join(f"{number}. {task.labels[m.label]}: {one_line(m.text)}" for number, m in enumerate(members))
-    values = {"domain": domain, "labels": ", ".join(task.labels), "noun": task.noun, "members": numbered}
+    numbered = "\n".join(
+        f"{number}. {task.labels[m.label]}: {one_line(m.text)}" for number, m in enumerate(members)
+    )
+    values = {
+        "domain": domain,
+        "labels": ", ".join(task.labels),
+        "noun": task.noun,
+        "members": numbered,
+    }
     question = fill(task.prompts.chat_judge, **values)
     if form == "completion":
         return question + OPEN_LIST
@@ -106,17 +134,22 @@ def judge_prompt(task: Task, form: str, domain: str, members: Sequence[Record]) 
 
 
 def task_prompt(task: Task, form: str, domain: str, text: str) -> Prompt:
-    """V(x): asks for the label of `text`. Completion form ends where the label comes, see `task_answer`.
+    """V(x): asks for the label of `text`. Completion form ends where the label comes, see
+    `task_answer`.
 
-    The wording is the control code's with its parts in another order [our choice]: "Product: d / Rating: y / Review: x" becomes
-    "Product: d / Review: x / Rating: y"; a control code that has its label on its last line gives "Review: x / Label: y", by the noun.
-    Raises ValueError for an unknown form.
+    The wording is the control code's with its parts in another order [our choice]: "Product: d /
+    Rating: y / Review: x" becomes "Product: d / Review: x / Rating: y"; a control code that has its
+    label on its last line gives "Review: x / Label: y", by the noun. Raises ValueError for an
+    unknown form.
     """
     _check(task, form, 0)
     values = {"domain": domain, "noun": task.noun, "text": one_line(text)}
     if form == "completion":
         return fill(_task_template(task).partition("{label}")[0].rstrip(), **values)
-    asked = f"Domain: {{domain}}\n\n{{text}}\n\nWhich label does this {{noun}} have: {', '.join(task.labels)}? Answer with the label only."
+    asked = (
+        "Domain: {domain}\n\n{text}\n\nWhich label does this {noun} have:"
+        f" {', '.join(task.labels)}? Answer with the label only."
+    )
     return (("user", fill(asked, **values)),)
 
 
@@ -127,17 +160,24 @@ def task_answer(task: Task, form: str, label: int) -> str:
 
 
 def _task_template(task: Task) -> str:
-    lines = (task.prompts.completion_document or task.control_code + task.separator + "{text}").split("\n")
+    lines = (
+        task.prompts.completion_document or task.control_code + task.separator + "{text}"
+    ).split("\n")
     opening = next(number for number, line in enumerate(lines) if "{text}" in line)
     asking = [line for line in lines[:opening] if "{label}" in line]
     if not asking or any("{label}" in line for line in lines[opening:]):
         return f"{task.noun.capitalize()}: {{text}}\nLabel: {{label}}"
-    return "\n".join([*(line for line in lines[:opening] if line not in asking), *lines[opening:], *asking])
+    return "\n".join(
+        [*(line for line in lines[:opening] if line not in asking), *lines[opening:], *asking]
+    )
 
 
-def _augment(task: Task, form: str, domain: str, label: int, shown: Sequence[str], n: int) -> Prompt:
+def _augment(
+    task: Task, form: str, domain: str, label: int, shown: Sequence[str], n: int
+) -> Prompt:
     if form == "completion":
-        opening = _control(task, domain, label).rstrip(" \t")  # a model's next token brings its own leading space
+        # a model's next token brings its own leading space
+        opening = _control(task, domain, label).rstrip(" \t")
         return STOP.join([*shown, opening])
     values = {
         "domain": domain,

@@ -14,8 +14,15 @@ from fedduet import conf
 
 @pytest.fixture
 def site(overrides, tmp_path):
-    """site(folder=, policy=, generator=, task=, **fields of SiteConfig): a vault of the coffee site as a real site would open it."""
-    small = ["slm.max_steps=3", "slm.max_tokens=24", "slm.precision=fp32", "generator.max_tokens=24", "generator.precision=fp32"]
+    """site(folder=, policy=, generator=, task=, **fields of SiteConfig): a vault of the coffee site
+    as a real site would open it."""
+    small = [
+        "slm.max_steps=3",
+        "slm.max_tokens=24",
+        "slm.precision=fp32",
+        "generator.max_tokens=24",
+        "generator.precision=fp32",
+    ]
     config = conf.compose([*overrides, *small, "privacy.counterfactual_baselines=false"])
     task = check(TaskConfig, config["task"], "task")
     slm_config, generator_config, privacy = site_settings(config)
@@ -41,12 +48,14 @@ def site(overrides, tmp_path):
 
 @dataclass
 class Seen:
-    """The arguments of every call of `train_generator` and `train_classifier`, and what they returned."""
+    """The arguments of every call of `train_generator` and `train_classifier`, and what they
+    returned."""
 
     generator: list = field(default_factory=list)
     classifier: list = field(default_factory=list)
     reports: list = field(default_factory=list)
-    before: list = field(default_factory=list)  # callables, run (and used up) before the next generator training
+    # callables, run (and used up) before the next generator training
+    before: list = field(default_factory=list)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Every YAML of every group composes, is valid, and lists the keys of its section, so that overrides need no `+`."""
+"""Every YAML of every group composes, is valid, and lists the keys of its section, so that
+overrides need no `+`."""
 
 import itertools
 
@@ -32,12 +33,22 @@ SECTIONS = {
     "privacy": PrivacyConfig,
     "federation": FederationConfig,
 }
-NEEDED = {"llm": ["llm.path=x", "llm.model=m", "llm.script=s.yaml"], "task": ["task.labels={0: a, 1: b}", "task.path=x", "task.dataset=d"]}
+NEEDED = {
+    "llm": ["llm.path=x", "llm.model=m", "llm.script=s.yaml"],
+    "task": ["task.labels={0: a, 1: b}", "task.path=x", "task.dataset=d"],
+}
 
 
-@pytest.mark.parametrize(("group", "choice"), list(itertools.chain.from_iterable([(g, c) for c in conf.choices(g)] for g in SECTIONS)))
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    list(itertools.chain.from_iterable([(g, c) for c in conf.choices(g)] for g in SECTIONS)),
+)
 def test_every_choice_is_valid(group, choice):
-    missing = [entry for entry in NEEDED.get(group, []) if choice in ("files", "hub", "transformers", "openai", "scripted")]
+    missing = [
+        entry
+        for entry in NEEDED.get(group, [])
+        if choice in ("files", "hub", "transformers", "openai", "scripted")
+    ]
     if choice == "questions":
         missing = ["task.path={a: x}"]
     plain = [entry if conf_has(group, choice, entry) else f"+{entry}" for entry in missing]
@@ -53,10 +64,14 @@ def test_every_choice_is_valid(group, choice):
 def conf_has(group, choice, entry):
     from omegaconf import OmegaConf
 
-    return entry.split("=")[0].split(".")[1] in OmegaConf.load(conf.FOLDER / group / f"{choice}.yaml")
+    return entry.split("=")[0].split(".")[1] in OmegaConf.load(
+        conf.FOLDER / group / f"{choice}.yaml"
+    )
 
 
-@pytest.mark.parametrize("group", ["strategy", "slm", "generator", "privacy", "federation", "task", "answers"])
+@pytest.mark.parametrize(
+    "group", ["strategy", "slm", "generator", "privacy", "federation", "task", "answers"]
+)
 def test_the_default_choice_lists_every_key(group):
     values = conf.compose(["task=files"])[group]
     assert set(values) == set(SECTIONS[group].model_fields)
@@ -69,8 +84,14 @@ def test_every_strategy_lists_every_key(choice):
 
 
 def test_crosslm_composes_with_every_engine():
-    for llm, more in (("openai", "llm.model=m"), ("scripted", "llm.script=s.yaml"), ("transformers", "llm.path=x")):
-        general = strategy_settings(conf.compose(["strategy=crosslm", f"llm={llm}", more]))[1].general
+    for llm, more in (
+        ("openai", "llm.model=m"),
+        ("scripted", "llm.script=s.yaml"),
+        ("transformers", "llm.path=x"),
+    ):
+        general = strategy_settings(conf.compose(["strategy=crosslm", f"llm={llm}", more]))[
+            1
+        ].general
         assert general.texts is None  # nothing is known of their neutral text
     assert strategy_settings(conf.compose(["strategy=crosslm"]))[1].general.texts == "builtin:world"
 
@@ -82,15 +103,30 @@ def test_nested_sections_list_every_key_with_the_codes_defaults():
     assert set(values["privacy"]["policy"]) == set(Policy.model_fields)
     assert CurateConfig(**values["strategy"]["curate"]) == CurateConfig()
     crosslm = conf.compose(["strategy=crosslm"])["strategy"]
-    assert set(crosslm["policy"]) | {"objective"} == set(PolicyConfig.model_fields)  # the objective is strategy.tuning
-    for name, section in (("write", WriteConfig), ("examples", ExamplesConfig), ("general", GeneralConfig)):
+    # the objective is strategy.tuning
+    assert set(crosslm["policy"]) | {"objective"} == set(PolicyConfig.model_fields)
+    for name, section in (
+        ("write", WriteConfig),
+        ("examples", ExamplesConfig),
+        ("general", GeneralConfig),
+    ):
         assert set(crosslm[name]) == set(section.model_fields)
 
 
 def test_a_run_config_of_flower_is_the_same_as_overrides():
     expected = conf.compose(["privacy.epsilon=4.0", "seed=3", "federation=inprocess"])
-    assert conf.from_run_config({"overrides": "privacy.epsilon=4.0 seed=3 federation=inprocess", "config": ""}) == expected
-    assert conf.from_run_config({"overrides": "federation=inprocess", "privacy.epsilon": 4.0, "seed": 3}) == expected
+    assert (
+        conf.from_run_config(
+            {"overrides": "privacy.epsilon=4.0 seed=3 federation=inprocess", "config": ""}
+        )
+        == expected
+    )
+    assert (
+        conf.from_run_config(
+            {"overrides": "federation=inprocess", "privacy.epsilon": 4.0, "seed": 3}
+        )
+        == expected
+    )
     assert conf.from_run_config({"config": conf.dump(expected)}) == expected
 
 
@@ -99,7 +135,9 @@ def test_a_section_error_names_key_found_and_allowed():
         rounds: int
         name: str = "x"
 
-    with pytest.raises(ConfigError, match=r"toy\.rounds: found 'many'; input should be a valid integer"):
+    with pytest.raises(
+        ConfigError, match=r"toy\.rounds: found 'many'; input should be a valid integer"
+    ):
         check(Toy, {"rounds": "many"}, "toy")
     with pytest.raises(ConfigError, match=r"toy\.rounds: missing"):
         check(Toy, {}, "toy")

@@ -1,4 +1,5 @@
-"""Tiny models with random weights and a word tokenizer, made in a moment and the same every time."""
+"""Tiny models with random weights and a word tokenizer, made in a moment and the same every
+time."""
 
 import pytest
 import torch
@@ -14,7 +15,25 @@ from transformers import (
 )
 
 WORDS = [
-    *("<pad>", "<eos>", "<unk>", "[CLS]", "[SEP]", "label", "good", "bad", ":", "the", "a", "film", "book", "was", "is", "very", "nice"),
+    *(
+        "<pad>",
+        "<eos>",
+        "<unk>",
+        "[CLS]",
+        "[SEP]",
+        "label",
+        "good",
+        "bad",
+        ":",
+        "the",
+        "a",
+        "film",
+        "book",
+        "was",
+        "is",
+        "very",
+        "nice",
+    ),
     *("fine", "awful", "dull", "one", "two", "three", "four", "five", "six", "seven", "eight"),
 ]
 
@@ -22,9 +41,17 @@ WORDS = [
 @pytest.fixture(scope="session")
 def tokenizer():
     """White-space words; pad 0, end 1, unknown 2; adds nothing by itself."""
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=64)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=64,
+    )
     fast.padding_side = "right"
     return fast
 
@@ -76,7 +103,8 @@ def bert():
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, tokenizer):
-    """Saved models with the tokenizer, by name: llama, gpt2, bert (the body alone, without a head)."""
+    """Saved models with the tokenizer, by name: llama, gpt2, bert (the body alone, without a
+    head)."""
     root = tmp_path_factory.mktemp("models")
     for name, model in (("llama", _llama()), ("gpt2", _gpt2()), ("bert", _bert().bert)):
         model.save_pretrained(root / name)

@@ -1,4 +1,5 @@
-"""The commands for looking: choices, a run watched from another process, and predictions of a site's SLM."""
+"""The commands for looking: choices, a run watched from another process, and predictions of a
+site's SLM."""
 
 import json
 import threading
@@ -12,11 +13,18 @@ from transformers import pipeline
 
 from fedduet import conf
 
-OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+OFF = (
+    "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+    " false}"
+)
 
 
 def test_every_choice_is_listed_with_its_first_line(capsys):
-    for command, names in ((strategies, ("fdkt", "crosslm")), (tasks, ("world", "fdu_mtl")), (engines, ("openai", "transformers"))):
+    for command, names in (
+        (strategies, ("fdkt", "crosslm")),
+        (tasks, ("world", "fdu_mtl")),
+        (engines, ("openai", "transformers")),
+    ):
         assert command([]) == 0
         printed = capsys.readouterr().out
         assert all(name in printed for name in names) and "#" not in printed
@@ -28,7 +36,9 @@ def test_predictions_are_those_of_a_plain_pipeline(overrides, tmp_path, capsys):
     text = "the coffee was great"
     assert predict([str(tmp_path / "run"), "--client", "coffee", text]) == 0
     label, probability, said = capsys.readouterr().out.strip().split("\t")
-    plain = pipeline("text-classification", model=str(model_folder(tmp_path / "run", "coffee", None)))(text)[0]
+    plain = pipeline(
+        "text-classification", model=str(model_folder(tmp_path / "run", "coffee", None))
+    )(text)[0]
     assert said == text and float(probability) == pytest.approx(plain["score"], abs=2e-3)
     assert label == ("negative", "positive")[int(plain["label"].removeprefix("LABEL_"))]
     with pytest.raises(ConfigError, match="--client: found 'tea'"):

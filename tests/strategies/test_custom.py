@@ -1,4 +1,5 @@
-"""A strategy of one's own in one file: the documentation's example runs, and files that cannot work are named before anything is loaded."""
+"""A strategy of one's own in one file: the documentation's example runs, and files that cannot work
+are named before anything is loaded."""
 
 from pathlib import Path
 
@@ -22,8 +23,14 @@ OTHERS = (
 @pytest.fixture
 def custom(overrides):
     kept = [one for one in overrides if one.partition("=")[0] not in OTHERS]
-    own = ["strategy=custom", f"strategy.file={EXAMPLE}", "+strategy.settings.per_label=6", "+strategy.augment.per_label=8"]
-    easy = ["generator.minimum_tokens=1", "generator.attempts=40", "generator.max_new_tokens=24"]  # even a random model writes enough
+    own = [
+        "strategy=custom",
+        f"strategy.file={EXAMPLE}",
+        "+strategy.settings.per_label=6",
+        "+strategy.augment.per_label=8",
+    ]
+    # even a random model writes enough
+    easy = ["generator.minimum_tokens=1", "generator.attempts=40", "generator.max_new_tokens=24"]
     return [*kept, *own, *easy]
 
 
@@ -31,11 +38,14 @@ def test_the_example_of_the_documentation_runs(custom, tmp_path):
     summary = launch(conf.compose(custom))
     assert summary["status"] == "completed" and summary["failures"] == []
     assert list(summary["accuracy"]) == ["local", "neighbours", "custom"]
-    assert summary["epsilon"].keys() == {"coffee", "tents"} and max(summary["epsilon"].values()) <= 8.0
+    assert (
+        summary["epsilon"].keys() == {"coffee", "tents"} and max(summary["epsilon"].values()) <= 8.0
+    )
     assert 0 < summary["receipts"]["coffee"]["released"] <= 12  # per_label=6 of two labels arrived
     page = (tmp_path / "run" / "report.html").read_text()
     assert "neighbours" in page and "points" in page
-    assert launch(conf.compose(custom))["accuracy"] == summary["accuracy"]  # and resumes like any other
+    # and resumes like any other
+    assert launch(conf.compose(custom))["accuracy"] == summary["accuracy"]
 
 
 def test_the_page_shows_the_file_that_runs():

@@ -8,7 +8,10 @@ from fedduet.strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConf
 from fedduet.strategies.scores import accept, aggregate, no_opinion, problem, split
 from fedduet.wire.messages import LabelledTexts
 
-TEXTS = {"b": LabelledTexts(["b0", "b1", "b2"], [0, 1, 1]), "a": LabelledTexts(["a0", "a1"], [0, 1])}
+TEXTS = {
+    "b": LabelledTexts(["b0", "b1", "b2"], [0, 1, 1]),
+    "a": LabelledTexts(["a0", "a1"], [0, 1]),
+}
 
 
 @pytest.mark.parametrize(
@@ -40,32 +43,49 @@ def test_one_liar_cannot_move_the_median():
 
 
 def test_rewards_go_back_to_the_site_they_were_written_for():
-    assert split(np.array([0.1, 0.2, 0.3, 0.4, 0.5]), TEXTS) == {"a": [0.1, 0.2], "b": [0.3, 0.4, 0.5]}
+    assert split(np.array([0.1, 0.2, 0.3, 0.4, 0.5]), TEXTS) == {
+        "a": [0.1, 0.2],
+        "b": [0.3, 0.4, 0.5],
+    }
 
 
 def test_accepted_texts_carry_their_reward_as_weight_and_short_labels_keep_their_best():
-    accepted, short = accept(TEXTS, {"a": [0.9, 0.4], "b": [0.5, 0.2, 0.3]}, threshold=0.5, keep_at_least=1)
+    accepted, short = accept(
+        TEXTS, {"a": [0.9, 0.4], "b": [0.5, 0.2, 0.3]}, threshold=0.5, keep_at_least=1
+    )
     assert accepted["a"] == LabelledTexts(["a0", "a1"], [0, 1], [0.9, 0.4])
-    assert accepted["b"] == LabelledTexts(["b0", "b2"], [0, 1], [0.5, 0.3])  # 0.5 is accepted; of label 1 the best
+    # 0.5 is accepted; of label 1 the best
+    assert accepted["b"] == LabelledTexts(["b0", "b2"], [0, 1], [0.5, 0.3])
     assert [reason.split(":")[0] for reason in short] == ["a, label 1", "b, label 1"]
-    accepted, short = accept(TEXTS, {"a": [0.9, 0.8], "b": [0.7, 0.6, 0.9]}, threshold=0.5, keep_at_least=2)
-    assert len(accepted["b"]) == 3 and short == []  # there are not more than one of label 0: nothing is missing
+    accepted, short = accept(
+        TEXTS, {"a": [0.9, 0.8], "b": [0.7, 0.6, 0.9]}, threshold=0.5, keep_at_least=2
+    )
+    # there are not more than one of label 0: nothing is missing
+    assert len(accepted["b"]) == 3 and short == []
 
 
 def test_no_opinion_is_chance_for_probabilities_and_a_half_for_votes():
     four = {"a": LabelledTexts(["w", "x", "y", "z"], [0, 1, 2, 3])}
-    assert no_opinion(four, "none") == no_opinion(four, "gaussian") == 0.25 and no_opinion(four, "votes") == 0.5
+    assert (
+        no_opinion(four, "none") == no_opinion(four, "gaussian") == 0.25
+        and no_opinion(four, "votes") == 0.5
+    )
     assert no_opinion(TEXTS, "none") == 0.5
 
 
 def test_a_text_kept_at_reward_0_still_counts_a_little():
-    accepted, _ = accept({"a": LabelledTexts(["x"], [0])}, {"a": [0.0]}, threshold=0.5, keep_at_least=1)
+    accepted, _ = accept(
+        {"a": LabelledTexts(["x"], [0])}, {"a": [0.0]}, threshold=0.5, keep_at_least=1
+    )
     assert accepted["a"].weights[0] > 0  # a set of weights 0 could not be learnt from
 
 
 def test_fdkt_then_crosslm_measures_no_baseline_twice():
     parts = {"name": "fdkt_crosslm", "fdkt": FDKTConfig(name="fdkt")}
     once = dict.fromkeys(("zero_shot", "fedavg", "pooled"), False)
-    assert FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm", baselines=once)).weight == 1.0
+    assert (
+        FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm", baselines=once)).weight
+        == 1.0
+    )
     with pytest.raises(ValueError, match="baselines of both: zero_shot, fedavg, pooled"):
         FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm"))

@@ -4,9 +4,25 @@ import json
 
 import pytest
 from fedduet.conf.check import ConfigError
-from fedduet.tasks.builtin.arithmetic import CLIENTS, LARGEST, SITES, follows, public_documents, public_questions, site_questions
+from fedduet.tasks.builtin.arithmetic import (
+    CLIENTS,
+    LARGEST,
+    SITES,
+    follows,
+    public_documents,
+    public_questions,
+    site_questions,
+)
 from fedduet.tasks.data.questions import check_task, load_questions, names_of
-from fedduet.tasks.reasoning import answer_key, document, find_answer, is_final, is_right, prompt, worked
+from fedduet.tasks.reasoning import (
+    answer_key,
+    document,
+    find_answer,
+    is_final,
+    is_right,
+    prompt,
+    worked,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +42,10 @@ def test_the_answer_is_found_or_there_is_none(text, found):
     assert find_answer(text) == found
 
 
-@pytest.mark.parametrize(("one", "other"), [("1,000", "1000.0"), ("1/2", "50%"), ("$7", "7"), ("-3", "-3.00"), ("Yes.", "yes")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1,000", "1000.0"), ("1/2", "50%"), ("$7", "7"), ("-3", "-3.00"), ("Yes.", "yes")],
+)
 def test_equal_answers_are_equal(one, other):
     assert answer_key(one) == answer_key(other) and is_right(one, other)
 
@@ -38,8 +57,15 @@ def test_others_are_not(one, other):
 
 def test_the_layout_of_a_worked_question():
     question = site_questions("bakery", 1, 0)[0]
-    assert document(question) == prompt(question.question, question.steps) + f"Answer: {question.answer}"
-    assert "".join(worked(question)) == document(question) and is_final(f"Answer: {question.answer}") and not is_final(question.steps[0])
+    assert (
+        document(question)
+        == prompt(question.question, question.steps) + f"Answer: {question.answer}"
+    )
+    assert (
+        "".join(worked(question)) == document(question)
+        and is_final(f"Answer: {question.answer}")
+        and not is_final(question.steps[0])
+    )
 
 
 def test_worked_solutions_are_right_and_stay_in_bounds():
@@ -48,9 +74,14 @@ def test_worked_solutions_are_right_and_stay_in_bounds():
             text = "\n".join([*question.steps, f"Answer: {question.answer}"])
             assert follows(question.question, text) and 0 <= int(question.answer) <= LARGEST
             assert all(
-                f"a {said.split()[1]} is {' '.join(map(str, SITES[client][said.split()[1]]))}" == said for said in question.steps[::2]
+                f"a {said.split()[1]} is {' '.join(map(str, SITES[client][said.split()[1]]))}"
+                == said
+                for said in question.steps[::2]
             )
-    assert all(follows(one.question, "\n".join([*one.steps, f"Answer: {one.answer}"])) for one in public_questions(200, 0, 20))
+    assert all(
+        follows(one.question, "\n".join([*one.steps, f"Answer: {one.answer}"]))
+        for one in public_questions(200, 0, 20)
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,37 +99,76 @@ def test_worked_solutions_are_right_and_stay_in_bounds():
 def test_a_wrong_sum_a_wrong_copy_or_no_answer_does_not_follow(text):
     asked = "start with 20 . then a red . how many ?"
     assert follows(asked, "a red is - 4\nso 20 - 4 = 16\nAnswer: 16") and not follows(asked, text)
-    assert not follows("start with 20 . then add 7 . how many ?", "add 7 is + 6\nso 20 + 6 = 26\nAnswer: 26")
+    assert not follows(
+        "start with 20 . then add 7 . how many ?", "add 7 is + 6\nso 20 + 6 = 26\nAnswer: 26"
+    )
 
 
 def test_public_text_does_not_tell_what_a_sites_colours_mean():
     """In public questions every colour has both operations and all amounts, about as often."""
-    said = [step for text in public_documents(3000, 0) for step in text.split("\n") if step.startswith("a red is ")]
-    assert len(said) > 60 and len(set(said)) == 16 and max(map(said.count, set(said))) < 0.2 * len(said)
+    said = [
+        step
+        for text in public_documents(3000, 0)
+        for step in text.split("\n")
+        if step.startswith("a red is ")
+    ]
+    assert (
+        len(said) > 60
+        and len(set(said)) == 16
+        and max(map(said.count, set(said))) < 0.2 * len(said)
+    )
 
 
 def test_splits_are_the_same_for_a_seed_and_share_no_question():
-    config = check_task({"name": "arithmetic", "kind": "reasoning", "source": "arithmetic", "rows_per_client": 30, "test_rows": 20})
+    config = check_task(
+        {
+            "name": "arithmetic",
+            "kind": "reasoning",
+            "source": "arithmetic",
+            "rows_per_client": 30,
+            "test_rows": 20,
+        }
+    )
     one, again, other = (load_questions(config, "bakery", seed) for seed in (0, 0, 1))
-    assert names_of(config) == CLIENTS and one == again != other and (len(one.train), len(one.test)) == (30, 20)
-    assert not {question.question for question in one.train} & {question.question for question in one.test}
+    assert (
+        names_of(config) == CLIENTS
+        and one == again != other
+        and (len(one.train), len(one.test)) == (30, 20)
+    )
+    assert not {question.question for question in one.train} & {
+        question.question for question in one.test
+    }
 
 
 @pytest.fixture
 def files(tmp_path):
-    rows = [{"question": f"What is {n} + 1 ?", "answer": n + 1, "work": f"so {n} + 1 = {n + 1}"} for n in range(20)]
+    rows = [
+        {"question": f"What is {n} + 1 ?", "answer": n + 1, "work": f"so {n} + 1 = {n + 1}"}
+        for n in range(20)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows[:5])))
-    return {"name": "q", "kind": "reasoning", "path": {"a": str(tmp_path / "a.jsonl")}, "steps_column": "work"}, tmp_path
+    return {
+        "name": "q",
+        "kind": "reasoning",
+        "path": {"a": str(tmp_path / "a.jsonl")},
+        "steps_column": "work",
+    }, tmp_path
 
 
 def test_files_with_and_without_a_test_file(files):
     section, folder = files
     held = load_questions(check_task(section), "a", 0)
     assert (len(held.train), len(held.test)) == (16, 4) and held.train[0].steps[0].startswith("so ")
-    apart = load_questions(check_task(section | {"test_path": str(folder / "test.jsonl"), "rows_per_client": 8}), "a", 0)
+    apart = load_questions(
+        check_task(section | {"test_path": str(folder / "test.jsonl"), "rows_per_client": 8}),
+        "a",
+        0,
+    )
     assert len(apart.train) == 8 and len(apart.test) == 5
-    assert not {question.question for question in apart.train} & {question.question for question in apart.test}
+    assert not {question.question for question in apart.train} & {
+        question.question for question in apart.test
+    }
 
 
 def test_what_cannot_be_read_is_named(files):

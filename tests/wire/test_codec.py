@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 from fedduet.wire.codec import WireError, decode, encode, pack, size, unpack
-from fedduet.wire.messages import LabelledTexts, Learn, Receipt, Refused, Scored, Synthesize, Synthesized
+from fedduet.wire.messages import (
+    LabelledTexts,
+    Learn,
+    Receipt,
+    Refused,
+    Scored,
+    Synthesize,
+    Synthesized,
+)
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,10 +39,16 @@ def test_scores_arrive_to_the_last_bit_and_in_order(scores):
 
 
 def test_arrays_travel_beside_the_message():
-    weights = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1.5], dtype=np.float32)}
+    weights = {
+        "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.array([1.5], dtype=np.float32),
+    }
     message, arrays = unpack(pack(Learn("id", "run", "fedavg", share_weights=True), weights))
     assert message.share_weights and arrays.keys() == weights.keys()
-    assert all(np.array_equal(arrays[name], weights[name]) and arrays[name].dtype == np.float32 for name in weights)
+    assert all(
+        np.array_equal(arrays[name], weights[name]) and arrays[name].dtype == np.float32
+        for name in weights
+    )
 
 
 def test_size_counts_payload_bytes():
@@ -52,7 +66,14 @@ def test_size_counts_payload_bytes():
         ("Refused", b'{"reason": "x", "run": "os.system"}', "unknown fields run"),
         ("Refused", b"\xff\xfe", "unreadable"),
         ("Synthesize", b'{"message_id": "a"}', "unreadable"),
-        ("Synthesize", b'{"message_id": "a", "run": "r", "round": "x", "rounds": 1, "per_label": 1, "epsilon": 1}', "round"),
+        (
+            "Synthesize",
+            (
+                b'{"message_id": "a", "run": "r", "round": "x", "rounds": 1, "per_label": 1,'
+                b' "epsilon": 1}'
+            ),
+            "round",
+        ),
     ],
 )
 def test_anything_else_is_refused_with_a_reason(kind, blob, says):
@@ -64,7 +85,12 @@ def test_foreign_records_are_refused():
     for record in (
         RecordDict(),
         RecordDict({"kind": ConfigRecord({"type": "Refused"})}),
-        RecordDict({"kind": ConfigRecord({"type": "Refused"}), "message": ArrayRecord({"json": Array(ndarray=np.zeros(3))})}),
+        RecordDict(
+            {
+                "kind": ConfigRecord({"type": "Refused"}),
+                "message": ArrayRecord({"json": Array(ndarray=np.zeros(3))}),
+            }
+        ),
     ):
         with pytest.raises(WireError):
             unpack(record)
@@ -74,7 +100,11 @@ def test_lists_of_different_length_are_no_labelled_texts():
     with pytest.raises(ValueError, match="2 texts but 1 labels"):
         LabelledTexts(["a", "b"], [0])
     with pytest.raises(WireError):
-        decode("Learn", b'{"message_id": "a", "run": "r", "model": "m", "data": {"texts": ["a"], "labels": []}}')
+        decode(
+            "Learn",
+            b'{"message_id": "a", "run": "r", "model": "m", "data": {"texts": ["a"], "labels":'
+            b" []}}",
+        )
 
 
 def test_epsilon_infinity_is_kept():

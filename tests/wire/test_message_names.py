@@ -1,19 +1,56 @@
-"""Names in messages become folders at a site, so nothing but a plain name gets through, and requests have bounds."""
+"""Names in messages become folders at a site, so nothing but a plain name gets through, and
+requests have bounds."""
 
 import json
 
 import pytest
 from fedduet.wire import codec
 from fedduet.wire.codec import WireError, decode, encode, pack, unpack
-from fedduet.wire.messages import Evaluate, Introduce, LabelledTexts, Learn, Score, Synthesize, is_name
+from fedduet.wire.messages import (
+    Evaluate,
+    Introduce,
+    LabelledTexts,
+    Learn,
+    Score,
+    Synthesize,
+    is_name,
+)
 
-ESCAPES = ["../../x", "..", ".", "/etc", "a/b", "a\\b", "", "x" * 65, ".hidden", "a\n", "a\x00", "-", "ä", "~"]
+ESCAPES = [
+    "../../x",
+    "..",
+    ".",
+    "/etc",
+    "a/b",
+    "a\\b",
+    "",
+    "x" * 65,
+    ".hidden",
+    "a\n",
+    "a\x00",
+    "-",
+    "ä",
+    "~",
+]
 REQUESTS = {
     "Introduce": {"message_id": "m", "run": "r"},
-    "Synthesize": {"message_id": "m", "run": "r", "round": 0, "rounds": 1, "per_label": 1, "epsilon": 1.0},
+    "Synthesize": {
+        "message_id": "m",
+        "run": "r",
+        "round": 0,
+        "rounds": 1,
+        "per_label": 1,
+        "epsilon": 1.0,
+    },
     "Learn": {"message_id": "m", "run": "r", "model": "m", "start": "m"},
     "Evaluate": {"message_id": "m", "run": "r", "model": "m"},
-    "Score": {"message_id": "m", "run": "r", "model": "m", "data": {"texts": ["a"], "labels": [0]}, "epsilon": 1.0},
+    "Score": {
+        "message_id": "m",
+        "run": "r",
+        "model": "m",
+        "data": {"texts": ["a"], "labels": [0]},
+        "epsilon": 1.0,
+    },
 }
 
 
@@ -30,10 +67,30 @@ def test_names_of_a_run_pass():
         assert is_name(name)
     for message in (
         Introduce("0a1b/introduce/1", "0a1b"),
-        Synthesize("0a1b/synthesize-0/Küche & Bad/../x", "0a1b", 0, 1, 3, 8.0),  # an id is hashed, never a path
-        Learn("0a1b/learn-fdkt/a", "0a1b", "fdkt", start="fdkt-round-0", part=0.5, weight=0.0, order="generated_first"),
+        # an id is hashed, never a path
+        Synthesize("0a1b/synthesize-0/Küche & Bad/../x", "0a1b", 0, 1, 3, 8.0),
+        Learn(
+            "0a1b/learn-fdkt/a",
+            "0a1b",
+            "fdkt",
+            start="fdkt-round-0",
+            part=0.5,
+            weight=0.0,
+            order="generated_first",
+        ),
         Evaluate("i", "0a1b", "fdkt", "pooled"),
-        Score("i", "0a1b", "crosslm-round-0", LabelledTexts(["a"], [1]), 8.0, 1, 3, "votes", 1e-6, True),
+        Score(
+            "i",
+            "0a1b",
+            "crosslm-round-0",
+            LabelledTexts(["a"], [1]),
+            8.0,
+            1,
+            3,
+            "votes",
+            1e-6,
+            True,
+        ),
     ):
         assert unpack(pack(message))[0] == message
 
@@ -65,15 +122,23 @@ def test_settings_out_of_range_are_refused_before_anything_runs(change, says):
 
 def test_scores_are_asked_for_with_an_epsilon_and_a_known_protection():
     score = REQUESTS["Score"]
-    assert (decode("Score", json.dumps(score).encode()).feedback, decode("Score", json.dumps(score).encode()).counterfactual) == (
+    assert (
+        decode("Score", json.dumps(score).encode()).feedback,
+        decode("Score", json.dumps(score).encode()).counterfactual,
+    ) == (
         "none",
         False,
     )
-    with pytest.raises(WireError, match="feedback: found 'laplace'; allowed: none, votes, gaussian"):
+    with pytest.raises(
+        WireError, match="feedback: found 'laplace'; allowed: none, votes, gaussian"
+    ):
         decode("Score", json.dumps(score | {"feedback": "laplace"}).encode())
     for key in ("epsilon", "data", "model"):
         with pytest.raises(WireError, match=key):
-            decode("Score", json.dumps({name: value for name, value in score.items() if name != key}).encode())
+            decode(
+                "Score",
+                json.dumps({name: value for name, value in score.items() if name != key}).encode(),
+            )
 
 
 def test_a_message_that_is_too_large_is_not_parsed(monkeypatch):
@@ -81,5 +146,7 @@ def test_a_message_that_is_too_large_is_not_parsed(monkeypatch):
     monkeypatch.setattr(codec, "LARGEST", len(blob))
     assert len(decode("Learn", blob).data) == 1
     monkeypatch.setattr(codec, "LARGEST", len(blob) - 1)
-    with pytest.raises(WireError, match=f"found {len(blob)} bytes; allowed: at most {len(blob) - 1}"):
+    with pytest.raises(
+        WireError, match=f"found {len(blob)} bytes; allowed: at most {len(blob) - 1}"
+    ):
         decode("Learn", blob)

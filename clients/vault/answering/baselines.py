@@ -1,4 +1,5 @@
-"""What the search is compared with, at the same budget: one model or a fixed mixture writes whole solutions; one is taken or they vote."""
+"""What the search is compared with, at the same budget: one model or a fixed mixture writes whole
+solutions; one is taken or they vote."""
 
 from __future__ import annotations
 
@@ -31,15 +32,22 @@ from fedduet.lm.randomness import derive
 
 @dataclass(frozen=True)
 class Baseline:
-    """Solutions by one writer. `choose`: "only" takes the one there is (greedy, unless `sampled`), "best" the best by reward (Best-of-N;
-    by weighted vote when the search answers by vote), "majority" the commonest answer (self-consistency)."""
+    """Solutions by one writer. `choose`: "only" takes the one there is (greedy, unless `sampled`),
+    "best" the best by reward (Best-of-N; by weighted vote when the search answers by vote),
+    "majority" the commonest answer (self-consistency)."""
 
     mode: str  # a writer's name: base, private, llm, collaborative (that is Proxy-Tuning), average
     choose: Literal["only", "best", "majority"] = "only"
     sampled: bool = False
 
 
-MODES = {"slm_base": "base", "slm": "private", "llm": "llm", "proxy_tuning": "collaborative", "average": "average"}
+MODES = {
+    "slm_base": "base",
+    "slm": "private",
+    "llm": "llm",
+    "proxy_tuning": "collaborative",
+    "average": "average",
+}
 BASELINES: dict[str, Baseline] = {
     **{name: Baseline(mode) for name, mode in MODES.items()},
     **{f"{name}_best_of_n": Baseline(mode, "best", True) for name, mode in MODES.items()},
@@ -59,8 +67,9 @@ def sample_many(
     reward: RewardModel | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Solution]:
-    """One solution for each question, all drawn side by side, under the search's settings: at most `samples` (with "only": one) whole
-    solutions, fewer where `llm_token_budget`, `steps` (of which a solution is one here) or `seconds` runs out.
+    """One solution for each question, all drawn side by side, under the search's settings: at most
+    `samples` (with "only": one) whole solutions, fewer where `llm_token_budget`, `steps` (of which
+    a solution is one here) or `seconds` runs out.
 
     Raises ValueError as `search_many` does, and for "best" without a reward model.
     """
@@ -98,8 +107,9 @@ def _solve(
     room: Callable[[str], int],
     elapsed: Callable[[], float],
 ) -> Solver:
-    """Draws in waves. Under an LLM-token budget a wave has as many solutions as would fit if each were twice as long as the longest so
-    far, each may take an equal share of what is left, and the first is one alone [O]: so the budget is never passed, and nearly used."""
+    """Draws in waves. Under an LLM-token budget a wave has as many solutions as would fit if each
+    were twice as long as the longest so far, each may take an equal share of what is left, and the
+    first is one alone [O]: so the budget is never passed, and nearly used."""
     costs, samples, longest, asked = Costs(), [], 0, 0
     prompt = form.prompt(question, ())
     most = min(room(prompt), config.solution_tokens)
@@ -113,7 +123,17 @@ def _solve(
             count = min(count, max(1, left // (2 * longest) if longest else 1))
             cap = min(most, left // count)
         temperature = config.temperature if baseline.sampled else 0.0
-        asks = [StepAsk(prompt, derive(seed, "sample", asked + i), cap, temperature, config.top_p, whole=True) for i in range(count)]
+        asks = [
+            StepAsk(
+                prompt,
+                derive(seed, "sample", asked + i),
+                cap,
+                temperature,
+                config.top_p,
+                whole=True,
+            )
+            for i in range(count)
+        ]
         asked += count
         for step in (yield Write([(baseline.mode, ask) for ask in asks])):
             costs.add(step)
@@ -124,7 +144,15 @@ def _solve(
                 continue
             finished = step.ended or form.final(lines[-1])
             answer = form.answer(joined(lines)) if finished else None
-            samples.append(_Sample(lines, finished, step.degraded, answer, None if answer is None else form.key(answer)))
+            samples.append(
+                _Sample(
+                    lines,
+                    finished,
+                    step.degraded,
+                    answer,
+                    None if answer is None else form.key(answer),
+                )
+            )
     if baseline.choose == "best":
         yield from _score(question, samples, config, costs)
     chosen = _choose(baseline, samples, config)
@@ -137,7 +165,10 @@ def _solve(
         chosen.answer if chosen else None,
         chosen.score if chosen else 0.0,
         bool(chosen and chosen.finished),
-        tuple(SolvedStep(text, mode, reward, bool(chosen and chosen.degraded)) for text, reward in zip(steps, rewards, strict=True)),
+        tuple(
+            SolvedStep(text, mode, reward, bool(chosen and chosen.degraded))
+            for text, reward in zip(steps, rewards, strict=True)
+        ),
         costs,
         elapsed(),
         stopped,
@@ -145,7 +176,9 @@ def _solve(
     )
 
 
-def _stop(baseline: Baseline, config: SearchConfig, costs: Costs, left: int, elapsed: Callable[[], float]) -> str:
+def _stop(
+    baseline: Baseline, config: SearchConfig, costs: Costs, left: int, elapsed: Callable[[], float]
+) -> str:
     if left < 1:
         return "samples"
     if config.steps is not None and costs.steps >= config.steps:
@@ -160,34 +193,53 @@ def _score(question: str, samples: list[_Sample], config: SearchConfig, costs: C
     """Rewards every step that the path score asks for, equal solutions once."""
     distinct = list(dict.fromkeys(sample.steps for sample in samples))
     states = [
-        (question, steps[:end]) for steps in distinct for end in range(len(steps) if config.path_score == "last" else 1, len(steps) + 1)
+        (question, steps[:end])
+        for steps in distinct
+        for end in range(len(steps) if config.path_score == "last" else 1, len(steps) + 1)
     ]
     rewards = yield Score(states)
     found: dict[tuple[str, ...], float] = {}
     for (_, steps), value in zip(states, rewards, strict=True):
         found[steps] = costs.reward(value)
     for sample in samples:
-        sample.rewards = tuple(found[sample.steps[:end]] for end in range(1, len(sample.steps) + 1) if sample.steps[:end] in found)
+        sample.rewards = tuple(
+            found[sample.steps[:end]]
+            for end in range(1, len(sample.steps) + 1)
+            if sample.steps[:end] in found
+        )
         sample.score = SCORES[config.path_score](sample.rewards)
         sample.rewards = sample.rewards if len(sample.rewards) == len(sample.steps) else ()
 
 
 def _choose(baseline: Baseline, samples: list[_Sample], config: SearchConfig) -> _Sample | None:
-    """The winning sample; those with an answer before finished ones before others, the earlier of equals."""
+    """The winning sample; those with an answer before finished ones before others, the earlier of
+    equals."""
     votes: dict[Hashable, float] = defaultdict(float)
     for sample in samples:
         if sample.answer is not None:
             votes[sample.key] += 1.0 if baseline.choose == "majority" else sample.score
     among = samples
-    if votes and (baseline.choose == "majority" or (baseline.choose == "best" and config.answer == "vote")):
+    if votes and (
+        baseline.choose == "majority" or (baseline.choose == "best" and config.answer == "vote")
+    ):
         winner = max(votes, key=votes.__getitem__)
         among = [sample for sample in samples if sample.answer is not None and sample.key == winner]
-    return max(among, key=lambda sample: (sample.answer is not None, sample.finished, sample.score), default=None)
+    return max(
+        among,
+        key=lambda sample: (sample.answer is not None, sample.finished, sample.score),
+        default=None,
+    )
 
 
 def _rows(samples: list[_Sample]) -> list[dict[str, Any]]:
     return [
-        {"number": number, "parent": None, "text": joined(sample.steps), "finished": sample.finished, "answer": sample.answer}
+        {
+            "number": number,
+            "parent": None,
+            "text": joined(sample.steps),
+            "finished": sample.finished,
+            "answer": sample.answer,
+        }
         | {"reward": sample.score}
         for number, sample in enumerate(samples)
     ]

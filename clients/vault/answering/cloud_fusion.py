@@ -1,4 +1,5 @@
-"""Steps written by the private SLM and a remote LLM together, token by token, without a request for each token."""
+"""Steps written by the private SLM and a remote LLM together, token by token, without a request for
+each token."""
 
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ from fedduet.lm.decoding.stepper import Stepper
 
 
 class RemoteFusion:
-    """Steps written together with a remote LLM: softmax(z_LLM + alpha (z_tuned - z_base)), in drafts (`fedduet.lm.decoding.drafts.decode_drafts`).
+    """Steps written together with a remote LLM: softmax(z_LLM + alpha (z_tuned - z_base)), in
+    drafts (`fedduet.lm.decoding.drafts.decode_drafts`).
 
-    A `fedduet.clients.vault.answering.whole_steps.Complete`: hand it to `WholeStepWriter(fusion, context, fusion.count, seconds=...)`. The LLM's law is its
-    `remote.config.top` likeliest tokens and, for the others, `rest`. `seconds`: for one call in all. `taken`: what the last call took,
-    ask by ask.
+    A `fedduet.clients.vault.answering.whole_steps.Complete`: hand it to
+    `WholeStepWriter(fusion, context, fusion.count, seconds=...)`. The LLM's law is its
+    `remote.config.top` likeliest tokens and, for the others, `rest`. `seconds`: for one call in
+    all. `taken`: what the last call took, ask by ask.
     """
 
     def __init__(
@@ -38,7 +41,13 @@ class RemoteFusion:
         rest: Rest = "base",
     ) -> None:
         self.remote, self._tuned, self._base, self._tokenizer = remote, tuned, base, tokenizer
-        self._ends, self._vocabulary, self._alpha, self._length, self._seconds = ends, vocabulary, alpha, length, seconds
+        self._ends, self._vocabulary, self._alpha, self._length, self._seconds = (
+            ends,
+            vocabulary,
+            alpha,
+            length,
+            seconds,
+        )
         self._batch_size, self._rest = batch_size, rest
         self.taken: list[DraftedAnswer] = []
 
@@ -47,27 +56,49 @@ class RemoteFusion:
         return len(self._encode(text))
 
     def __call__(self, asks: Sequence[StepAsk], stop: str) -> list[Completed]:
-        """Continues every ask's prefix up to `stop` (a `whole` one to its end). Raises RemoteFailed."""
+        """Continues every ask's prefix up to `stop` (a `whole` one to its end). Raises
+        RemoteFailed."""
         deadline = time.monotonic() + self._seconds
 
         def look(rows: Sequence[tuple[int, ...]], heads: Sequence[int]) -> list[Following]:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise self.remote.failed("Timeout", f"the steps were not written within {self._seconds:g} s")
+                raise self.remote.failed(
+                    "Timeout", f"the steps were not written within {self._seconds:g} s"
+                )
             found = self.remote.look(rows, heads, min(left, self.remote.config.seconds))
             if self._vocabulary and any(int(one.tokens.max()) >= self._vocabulary for one in found):
-                raise self.remote.failed("Lie", f"found a token beyond the {self._vocabulary} that are shared")
+                raise self.remote.failed(
+                    "Lie", f"found a token beyond the {self._vocabulary} that are shared"
+                )
             return found
 
         def stopped(new: list[int]) -> bool:
             return stop in self._tokenizer.decode(new[-len(stop) :], skip_special_tokens=True)
 
         rows = [
-            Ask(self._encode(ask.prefix), ask.max_tokens, ask.temperature, 0, ask.top_p, ask.seed, None if ask.whole else stopped)
+            Ask(
+                self._encode(ask.prefix),
+                ask.max_tokens,
+                ask.temperature,
+                0,
+                ask.top_p,
+                ask.seed,
+                None if ask.whole else stopped,
+            )
             for ask in asks
         ]
         self.taken = decode_drafts(
-            self._tuned, self._base, look, rows, self._ends, self._alpha, self._length, self._batch_size, self._vocabulary, self._rest
+            self._tuned,
+            self._base,
+            look,
+            rows,
+            self._ends,
+            self._alpha,
+            self._length,
+            self._batch_size,
+            self._vocabulary,
+            self._rest,
         )
         if broken := [one.answer.error for one in self.taken if one.answer.finish == "error"]:
             raise self.remote.failed("NotNumbers", broken[0])

@@ -1,8 +1,10 @@
-"""The cloud's LLM as this site asks it: a gateway of the project or vLLM, over HTTP, within a time limit, believing nothing unchecked.
+"""The cloud's LLM as this site asks it: a gateway of the project or vLLM, over HTTP, within a time
+limit, believing nothing unchecked.
 
-What leaves the site with every request: the question and the steps so far (as text, or as the SLM's token ids) and, for fusion, the
-tokens that the private SLM drafted, which are samples of a model trained on private records. Nothing of this code asks whether that is
-allowed: the vault does, by `fedduet.clients.vault.release.policy.check_answer`, before it makes anything here.
+What leaves the site with every request: the question and the steps so far (as text, or as the SLM's
+token ids) and, for fusion, the tokens that the private SLM drafted, which are samples of a model
+trained on private records. Nothing of this code asks whether that is allowed: the vault does, by
+`fedduet.clients.vault.release.policy.check_answer`, before it makes anything here.
 """
 
 from __future__ import annotations
@@ -25,20 +27,23 @@ from fedduet.lm.decoding.drafts import Following
 
 MOST_BYTES = 64 * 2**20  # of an answer [O]
 ID = "token_id:"  # how gateway and vLLM write tokens under return_tokens_as_token_ids
-PROBE = "Tokens 0123 1,5 + 27 = ?\n\tOne step.  Zwölf é 日本\n"  # public: how the LLM's tokenizer takes digits, spaces, other scripts
+# public: how the LLM's tokenizer takes digits, spaces, other scripts
+PROBE = "Tokens 0123 1,5 + 27 = ?\n\tOne step.  Zwölf é 日本\n"
 
 
 class RemoteFailed(ConnectionError):
-    """The remote LLM cannot be used, or its answer not believed; the text is one sentence that says why."""
+    """The remote LLM cannot be used, or its answer not believed; the text is one sentence that says
+    why."""
 
 
 @dataclass(frozen=True)
 class RemoteConfig:
     """Where the LLM is and what to put up with. `key` is in no representation and no error.
 
-    `seconds`: for one request in all, connecting and reading included. `retries`: further attempts after a request that failed, within
-    the same seconds. `top`: alternatives asked for at each place (vLLM: --max-logprobs must allow them; -1 all). `allow_http`: http://
-    to other machines, where anybody between may read key and questions.
+    `seconds`: for one request in all, connecting and reading included. `retries`: further attempts
+    after a request that failed, within the same seconds. `top`: alternatives asked for at each
+    place (vLLM: --max-logprobs must allow them; -1 all). `allow_http`: http:// to other machines,
+    where anybody between may read key and questions.
     """
 
     base_url: str  # up to and including /v1
@@ -52,18 +57,28 @@ class RemoteConfig:
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url: found {self.base_url!r}; it starts with http:// or https:// and usually ends with /v1")
+            raise ValueError(
+                f"base_url: found {self.base_url!r}; it starts with http:// or https:// and usually"
+                " ends with /v1"
+            )
         if parts.scheme == "http" and not (self.allow_http or _loopback(parts.hostname)):
-            raise ValueError(f"base_url: found {self.base_url!r}; allowed: https://, http:// to this machine, or allow_http")
+            raise ValueError(
+                f"base_url: found {self.base_url!r}; allowed: https://, http:// to this machine, or"
+                " allow_http"
+            )
         if not self.seconds > 0 or self.retries < 0 or self.top < -1 or self.top == 0:
             found = f"seconds {self.seconds}, retries {self.retries}, top {self.top}"
-            raise ValueError(f"found {found}; allowed: seconds above 0, retries 0 or more, top 1 or more, or -1 for all")
+            raise ValueError(
+                f"found {found}; allowed: seconds above 0, retries 0 or more, top 1 or more, or -1"
+                " for all"
+            )
 
 
 @dataclass
 class RemoteCounts:
-    """What was asked of the LLM: HTTP `requests`, `rows` (prompts in them), `llm_tokens` (drawn by it, or in laws it took part in),
-    `positions` (tokens it had to read), and `failures` by reason."""
+    """What was asked of the LLM: HTTP `requests`, `rows` (prompts in them), `llm_tokens` (drawn by
+    it, or in laws it took part in), `positions` (tokens it had to read), and `failures` by
+    reason."""
 
     requests: int = 0
     rows: int = 0
@@ -73,15 +88,22 @@ class RemoteCounts:
 
 
 class Remote:
-    """One remote LLM. Its connections live in a thread of their own, so that they stay open between calls and time limits are hard."""
+    """One remote LLM. Its connections live in a thread of their own, so that they stay open between
+    calls and time limits are hard."""
 
     def __init__(self, config: RemoteConfig) -> None:
         self.config, self.counts = config, RemoteCounts()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="remote-llm", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="remote-llm", daemon=True
+        )
         self._thread.start()
-        headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {config.key}"} if config.key else {})}
-        limits = httpx.Limits(max_connections=16, keepalive_expiry=3.0)  # below uvicorn's 5 s, so that no request meets a closing one
+        headers = {
+            "accept-encoding": "identity",
+            **({"authorization": f"Bearer {config.key}"} if config.key else {}),
+        }
+        # below uvicorn's 5 s, so that no request meets a closing one
+        limits = httpx.Limits(max_connections=16, keepalive_expiry=3.0)
         self._client = httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
         self._card: dict[str, Any] | None = None
 
@@ -100,7 +122,8 @@ class Remote:
 
     @property
     def context(self) -> int | None:
-        """Tokens that fit, as the server says (`max_model_len`); None when it does not. Raises RemoteFailed."""
+        """Tokens that fit, as the server says (`max_model_len`); None when it does not. Raises
+        RemoteFailed."""
         found = self._described().get("max_model_len")
         return found if type(found) is int and found > 1 else None
 
@@ -108,17 +131,31 @@ class Remote:
         if self._card is None:
             answer = self._run(self._ask("GET", "/models", None), self.config.seconds)
             cards = answer.get("data")
-            if not isinstance(cards, list) or not all(isinstance(card, dict) and isinstance(card.get("id"), str) for card in cards):
+            if not isinstance(cards, list) or not all(
+                isinstance(card, dict) and isinstance(card.get("id"), str) for card in cards
+            ):
                 raise self.failed("Lie", "the list of models is not one")
             named = [card for card in cards if self.config.model in (None, card["id"])]
             if not named:
-                raise self.failed("Refused", f"it serves no model {self.config.model!r}, but {', '.join(c['id'] for c in cards)[:200]}")
+                raise self.failed(
+                    "Refused",
+                    f"it serves no model {self.config.model!r}, but"
+                    f" {', '.join(c['id'] for c in cards)[:200]}",
+                )
             self._card = named[0]
         return self._card
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raises RemoteFailed when the LLM's tokenizer takes a public line of text differently, so that logits cannot be fused."""
-        body = {"prompt": PROBE, "max_tokens": 1, "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True, "model": self.model}
+        """Raises RemoteFailed when the LLM's tokenizer takes a public line of text differently, so
+        that logits cannot be fused."""
+        body = {
+            "prompt": PROBE,
+            "max_tokens": 1,
+            "echo": True,
+            "logprobs": 1,
+            "return_tokens_as_token_ids": True,
+            "model": self.model,
+        }
         answer = self._run(self._ask("POST", "/completions", body), self.config.seconds)
         tokens, _ = self._read_places(self._choices(answer, 1)[0])
         own = list(tokenizer(PROBE, verbose=False)["input_ids"])
@@ -126,16 +163,21 @@ class Remote:
             own.pop()
         if tokens[:-1] != own:
             raise self.failed(
-                "Tokenizer", "the LLM's tokenizer differs from the SLM's, so they cannot be fused; let the LLM write whole steps"
+                "Tokenizer",
+                "the LLM's tokenizer differs from the SLM's, so they cannot be fused; let the LLM"
+                " write whole steps",
             )
 
     # -- what it thinks of drafts ----------------------------------------------
 
-    def look(self, rows: Sequence[tuple[int, ...]], heads: Sequence[int], seconds: float | None = None) -> list[Following]:
+    def look(
+        self, rows: Sequence[tuple[int, ...]], heads: Sequence[int], seconds: float | None = None
+    ) -> list[Following]:
         """See `fedduet.lm.decoding.drafts.Look`: one request for all rows. Raises RemoteFailed.
 
-        Every answer is held against what was asked: the same tokens in the same places, finite log-probabilities that can be a law,
-        the `top` likeliest (a drafted token that is listed besides them is not among those).
+        Every answer is held against what was asked: the same tokens in the same places, finite
+        log-probabilities that can be a law, the `top` likeliest (a drafted token that is listed
+        besides them is not among those).
         """
         top = self.config.top
         body = {
@@ -152,27 +194,44 @@ class Remote:
         self.counts.positions += sum(map(len, rows))
         answer = self._run(self._ask("POST", "/completions", body), seconds or self.config.seconds)
         found = []
-        for number, (choice, row, head) in enumerate(zip(self._choices(answer, len(rows)), rows, heads, strict=True)):
+        for number, (choice, row, head) in enumerate(
+            zip(self._choices(answer, len(rows)), rows, heads, strict=True)
+        ):
             tokens, laws = self._read_places(choice)
             if len(tokens) != len(row) + 1:
-                raise self.failed("Lie", f"row {number}: found {len(tokens)} tokens for a prompt of {len(row)} and one more")
+                raise self.failed(
+                    "Lie",
+                    f"row {number}: found {len(tokens)} tokens for a prompt of {len(row)} and one"
+                    " more",
+                )
             if tokens[:-1] != list(row):
-                raise self.failed("Lie", f"row {number}: the tokens sent back are not those of the prompt")
+                raise self.failed(
+                    "Lie", f"row {number}: the tokens sent back are not those of the prompt"
+                )
             found.append(self._following([self._law(law, number) for law in laws[head:]]))
         return found
 
     def _read_places(self, choice: dict[str, Any]) -> tuple[list[int], list[Any]]:
         """The token ids of a choice and what else could stand at each place."""
         part = choice.get("logprobs")
-        names, laws = (part.get("tokens"), part.get("top_logprobs")) if isinstance(part, dict) else (None, None)
+        names, laws = (
+            (part.get("tokens"), part.get("top_logprobs"))
+            if isinstance(part, dict)
+            else (None, None)
+        )
         if not isinstance(names, list) or not isinstance(laws, list) or len(names) != len(laws):
-            raise self.failed("Lie", "found no tokens with log-probabilities (echo, logprobs) in an answer")
+            raise self.failed(
+                "Lie", "found no tokens with log-probabilities (echo, logprobs) in an answer"
+            )
         return [self._token(name) for name in names], laws
 
     def _token(self, name: Any) -> int:
         digits = name[len(ID) :] if isinstance(name, str) and name.startswith(ID) else ""
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
-            raise self.failed("Lie", f"found the token {str(name)[:40]!r}; {ID}N was asked (return_tokens_as_token_ids)")
+            raise self.failed(
+                "Lie",
+                f"found the token {str(name)[:40]!r}; {ID}N was asked (return_tokens_as_token_ids)",
+            )
         return int(digits)
 
     def _law(self, law: Any, number: int) -> list[tuple[int, float]]:
@@ -181,15 +240,29 @@ class Remote:
             raise self.failed("Lie", f"row {number}: a place has no log-probabilities")
         top = self.config.top
         if 0 < top < len(law) - 1:
-            raise self.failed("Lie", f"row {number}: found {len(law)} alternatives at a place; {top} were asked")
+            raise self.failed(
+                "Lie", f"row {number}: found {len(law)} alternatives at a place; {top} were asked"
+            )
         values = list(law.values())
-        if not all(type(value) in (int, float) and math.isfinite(value) and value <= 1e-3 for value in values):
-            raise self.failed("Lie", f"row {number}: found log-probabilities that are no numbers or above 0")
+        if not all(
+            type(value) in (int, float) and math.isfinite(value) and value <= 1e-3
+            for value in values
+        ):
+            raise self.failed(
+                "Lie", f"row {number}: found log-probabilities that are no numbers or above 0"
+            )
         if (total := sum(math.exp(value) for value in values)) > 1.01:
-            raise self.failed("Lie", f"row {number}: the probabilities at a place add up to more than 1")
+            raise self.failed(
+                "Lie", f"row {number}: the probabilities at a place add up to more than 1"
+            )
         if total < 0.99 and len(law) < top:
-            raise self.failed("Lie", f"row {number}: found {len(law)} alternatives at a place; {top} were asked")
-        pairs = sorted(((self._token(name), float(value)) for name, value in law.items()), key=lambda pair: (-pair[1], pair[0]))
+            raise self.failed(
+                "Lie", f"row {number}: found {len(law)} alternatives at a place; {top} were asked"
+            )
+        pairs = sorted(
+            ((self._token(name), float(value)) for name, value in law.items()),
+            key=lambda pair: (-pair[1], pair[0]),
+        )
         return pairs if top < 0 else pairs[:top]
 
     @staticmethod
@@ -202,22 +275,48 @@ class Remote:
     # -- what it writes itself -------------------------------------------------
 
     def complete(self, asks: Sequence[StepAsk], stop: str) -> list[Completed]:
-        """The LLM writes the steps (`fedduet.clients.vault.answering.whole_steps.Complete`): one request for each ask, since a request has one seed, all at
-        once. A `whole` solution is not stopped. Raises RemoteFailed."""
+        """The LLM writes the steps (`fedduet.clients.vault.answering.whole_steps.Complete`): one
+        request for each ask, since a request has one seed, all at once. A `whole` solution is not
+        stopped. Raises RemoteFailed."""
         model = self.model
 
         async def one(ask: StepAsk) -> Completed:
-            body = {"model": model, "prompt": ask.prefix, "max_tokens": ask.max_tokens, "temperature": ask.temperature}
-            body |= {"top_p": ask.top_p, "seed": ask.seed % 2**63, **({} if ask.whole else {"stop": [stop]})}
+            body = {
+                "model": model,
+                "prompt": ask.prefix,
+                "max_tokens": ask.max_tokens,
+                "temperature": ask.temperature,
+            }
+            body |= {
+                "top_p": ask.top_p,
+                "seed": ask.seed % 2**63,
+                **({} if ask.whole else {"stop": [stop]}),
+            }
             answer = await self._ask("POST", "/completions", body)
             choice = self._choices(answer, 1)[0]
             used = answer.get("usage")
-            tokens, text = used.get("completion_tokens") if isinstance(used, dict) else None, choice.get("text")
-            if not isinstance(text, str) or type(tokens) is not int or not 0 <= tokens <= ask.max_tokens:
-                raise self.failed("Lie", f"found no text, or not its number of tokens ({str(tokens)[:20]}, at most {ask.max_tokens})")
+            tokens, text = (
+                (used.get("completion_tokens") if isinstance(used, dict) else None),
+                choice.get("text"),
+            )
+            if (
+                not isinstance(text, str)
+                or type(tokens) is not int
+                or not 0 <= tokens <= ask.max_tokens
+            ):
+                raise self.failed(
+                    "Lie",
+                    f"found no text, or not its number of tokens ({str(tokens)[:20]}, at most"
+                    f" {ask.max_tokens})",
+                )
             self.counts.llm_tokens += tokens
-            stopped = choice.get("stop_reason", stop)  # gateway and vLLM: what stopped it, null for the end token; others do not tell
-            return Completed(text, tokens, choice.get("finish_reason") == "stop" and (ask.whole or stopped is None))
+            # gateway and vLLM: what stopped it, null for the end token; others do not tell
+            stopped = choice.get("stop_reason", stop)
+            return Completed(
+                text,
+                tokens,
+                choice.get("finish_reason") == "stop" and (ask.whole or stopped is None),
+            )
 
         async def every() -> list[Completed]:
             tasks = [asyncio.ensure_future(one(ask)) for ask in asks]
@@ -233,7 +332,8 @@ class Remote:
     # -- HTTP ------------------------------------------------------------------
 
     def _run(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        """The result of `work` in the connections' thread. Raises RemoteFailed when it takes longer."""
+        """The result of `work` in the connections' thread. Raises RemoteFailed when it takes
+        longer."""
 
         async def limited() -> Any:
             async with asyncio.timeout(seconds):
@@ -257,16 +357,27 @@ class Remote:
     async def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         self.counts.requests += 1
         parts, size = [], 0
-        content = {} if body is None else {"content": json.dumps(body).encode(), "headers": {"content-type": "application/json"}}
+        content = (
+            {}
+            if body is None
+            else {
+                "content": json.dumps(body).encode(),
+                "headers": {"content-type": "application/json"},
+            }
+        )
         try:
-            async with self._client.stream(method, self.config.base_url.rstrip("/") + path, **content) as answer:
+            async with self._client.stream(
+                method, self.config.base_url.rstrip("/") + path, **content
+            ) as answer:
                 async for part in answer.aiter_bytes():
                     parts.append(part)
                     size += len(part)
                     if size > MOST_BYTES:
                         raise self.failed("Lie", f"the answer is larger than {MOST_BYTES} bytes")
         except (httpx.HTTPError, httpx.StreamError) as failure:
-            raise self.failed("Unreachable", f"{type(failure).__name__} {failure}".strip()) from None
+            raise self.failed(
+                "Unreachable", f"{type(failure).__name__} {failure}".strip()
+            ) from None
         raw = b"".join(parts)
         if answer.status_code != 200:
             raise self.failed(f"HTTP {answer.status_code}", _excerpt(raw))
@@ -281,8 +392,16 @@ class Remote:
     def _choices(self, answer: dict[str, Any], count: int) -> list[dict[str, Any]]:
         """The answer's choices in the order of the prompts."""
         choices = answer.get("choices")
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices) or len(choices) != count:
-            raise self.failed("Lie", f"found {len(choices) if isinstance(choices, list) else 'no'} choices for {count} prompts")
+        if (
+            not isinstance(choices, list)
+            or not all(isinstance(choice, dict) for choice in choices)
+            or len(choices) != count
+        ):
+            raise self.failed(
+                "Lie",
+                f"found {len(choices) if isinstance(choices, list) else 'no'} choices for {count}"
+                " prompts",
+            )
         if [choice.get("index") for choice in choices] != list(range(count)):
             raise self.failed("Lie", "the choices are not numbered as the prompts are")
         return choices

@@ -1,4 +1,5 @@
-"""What a site answers questions with: who writes steps, who rewards them, and the search or a baseline over both (METHODS, G-Boost)."""
+"""What a site answers questions with: who writes steps, who rewards them, and the search or a
+baseline over both (METHODS, G-Boost)."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ Model = tuple[Any, Any]  # with its tokenizer
 
 
 class AnswersConfig(Section):
-    """The general LLM and the reward model of a site. `base_url`: the gateway or vLLM that serves the LLM; without one the LLM of
-    `llm_path` runs beside the SLM. `llm_is_remote`: that one stands for a remote LLM, as in a simulation: the policy on questions holds.
+    """The general LLM and the reward model of a site. `base_url`: the gateway or vLLM that serves
+    the LLM; without one the LLM of `llm_path` runs beside the SLM. `llm_is_remote`: that one stands
+    for a remote LLM, as in a simulation: the policy on questions holds.
 
-    `write`: `fusion` (LLM and SLMs write token by token; one tokenizer) or `steps` (the LLM writes whole steps by itself).
+    `write`: `fusion` (LLM and SLMs write token by token; one tokenizer) or `steps` (the LLM writes
+    whole steps by itself).
     """
 
     reward: RewardConfig | None = None  # null: only methods without rewards
@@ -66,7 +69,10 @@ class Method:
 def method_of(name: str, config: SearchConfig) -> Method:
     """The method of that name under the search's settings. Raises ValueError for an unknown one."""
     if name == SEARCH:
-        return Method(None, (PRIVATE, COLLABORATIVE) if config.modes in ("both", "random") else (config.modes,))
+        return Method(
+            None,
+            (PRIVATE, COLLABORATIVE) if config.modes in ("both", "random") else (config.modes,),
+        )
     if name not in BASELINES:
         raise ValueError(f"method: found {name!r}; {nearest(name, [SEARCH, *BASELINES])}")
     return Method(BASELINES[name], (BASELINES[name].mode,))
@@ -80,33 +86,52 @@ class Answering:
         self._made: dict[float | None, dict[str, StepWriter]] = {}
 
     def solve(
-        self, name: str, questions: Sequence[str], seeds: Sequence[int], search: SearchConfig, samples: int = 1
+        self,
+        name: str,
+        questions: Sequence[str],
+        seeds: Sequence[int],
+        search: SearchConfig,
+        samples: int = 1,
     ) -> tuple[list[Solution], int]:
         """One solution for each question, and how many requests the remote LLM was sent.
 
-        Raises ValueError for an unknown method, an empty question or one that is too long, and ConfigError where the site has no LLM
-        or no reward model for it.
+        Raises ValueError for an unknown method, an empty question or one that is too long, and
+        ConfigError where the site has no LLM or no reward model for it.
         """
         method = method_of(name, search)
         if method.asks_llm and not (self._config.base_url or self._config.llm_path):
-            raise ConfigError(f"answers: {name} asks an LLM, and this site knows none; set base_url or llm_path, or use private methods")
+            raise ConfigError(
+                f"answers: {name} asks an LLM, and this site knows none; set base_url or llm_path,"
+                " or use private methods"
+            )
         if (method.baseline is None or method.baseline.choose == "best") and self._reward is None:
-            raise ConfigError(f"answers.reward: null, and {name} needs a reward model; give the folder of one")
+            raise ConfigError(
+                f"answers.reward: null, and {name} needs a reward model; give the folder of one"
+            )
         writers, before = self._writers(search.alpha, method.asks_llm), self._requests
         if method.baseline is None and COLLABORATIVE in method.modes and search.fusion == "average":
             if "average" not in writers:
-                raise ConfigError("search.fusion: average needs the LLM's logits; allowed through a gateway: proxy")
+                raise ConfigError(
+                    "search.fusion: average needs the LLM's logits; allowed through a gateway:"
+                    " proxy"
+                )
             writers = {**writers, COLLABORATIVE: writers["average"]}
         if method.baseline is None:
             found = search_many(questions, seeds, writers, self._reward, FORM, search)  # type: ignore[arg-type]
         else:
-            found = sample_many(method.baseline, questions, seeds, writers, FORM, search, samples, self._reward)
+            found = sample_many(
+                method.baseline, questions, seeds, writers, FORM, search, samples, self._reward
+            )
         return found, self._requests - before
 
     @cached_property
     def _reward(self) -> RewardModel | None:
         reward = self._config.reward
-        return StepRewards(reward.model_copy(update={"path": resolve(reward.path)}), prompt) if reward else None
+        return (
+            StepRewards(reward.model_copy(update={"path": resolve(reward.path)}), prompt)
+            if reward
+            else None
+        )
 
     @property
     def _requests(self) -> int:
@@ -118,7 +143,17 @@ class Answering:
         key = os.environ.get(config.key_env) if config.key_env else None
         if config.key_env and not key:
             raise ConfigError(f"answers.key_env: the environment has no {config.key_env}")
-        return Remote(RemoteConfig(str(config.base_url), config.model, key, config.seconds, 0, config.top, config.allow_http))
+        return Remote(
+            RemoteConfig(
+                str(config.base_url),
+                config.model,
+                key,
+                config.seconds,
+                0,
+                config.top,
+                config.allow_http,
+            )
+        )
 
     def _writers(self, alpha: float, with_llm: bool) -> Mapping[str, StepWriter]:
         known = self._made.setdefault(alpha if with_llm else None, {})
@@ -129,11 +164,14 @@ class Answering:
                 known |= self._remote_writers(alpha)
             else:
                 llm = load_causal_lm(resolve(str(self._config.llm_path)), tokenizer=self._tuned[1])
-                known |= local_writers(self._tuned, self._base, (llm, self._tuned[1]), alpha, is_final)
+                known |= local_writers(
+                    self._tuned, self._base, (llm, self._tuned[1]), alpha, is_final
+                )
         return known
 
     def _remote_writers(self, alpha: float) -> dict[str, StepWriter]:
-        """Writers over HTTP; whatever the remote LLM does not write in time, the private SLM writes."""
+        """Writers over HTTP; whatever the remote LLM does not write in time, the private SLM
+        writes."""
         config, remote = self._config, self._remote
         writers = local_writers(self._tuned, self._base, final=is_final)
         context = shared_context([self._tuned[0], self._base[0]])
@@ -146,8 +184,12 @@ class Answering:
         tokenizer, pair = self._tuned[1], slm_pair(self._tuned[0], self._base[0])
         vocabulary = shared_vocabulary({"private SLM": self._tuned, "base SLM": self._base})
         ends = end_tokens(self._tuned[0], tokenizer)
-        fusion = RemoteFusion(remote, pair.tuned, pair.base, tokenizer, ends, vocabulary, alpha, config.draft, limit)
-        writers[COLLABORATIVE] = Degrading(WholeStepWriter(fusion, context, fusion.count, seconds=limit), writers[PRIVATE])
+        fusion = RemoteFusion(
+            remote, pair.tuned, pair.base, tokenizer, ends, vocabulary, alpha, config.draft, limit
+        )
+        writers[COLLABORATIVE] = Degrading(
+            WholeStepWriter(fusion, context, fusion.count, seconds=limit), writers[PRIVATE]
+        )
         return writers
 
 

@@ -1,4 +1,5 @@
-"""G-Boost's search: a tree of steps by the private SLM and by it and the LLM together, guided by process reward (METHODS, G-Boost)."""
+"""G-Boost's search: a tree of steps by the private SLM and by it and the LLM together, guided by
+process reward (METHODS, G-Boost)."""
 
 from __future__ import annotations
 
@@ -35,13 +36,16 @@ PRIVATE, COLLABORATIVE = "private", "collaborative"
 class SearchConfig(Section):
     """All values are our choice [O]; the paper gives none.
 
-    `fusion`: how the collaborative mode draws a token: "proxy", softmax(z_L + alpha * (z_M+ - z_M-)), or "average", the mean of the
-    logits of the LLM and the private SLM. `modes`: which modes write the children of a node: `children` of each, or twice as many of
-    one, or each by the toss of a coin. The budgets are for one question: `iterations` (leaves expanded), `steps` (steps written),
-    `llm_token_budget` (tokens that the LLM takes part in drawing), `seconds` (wall time of the call); None is no limit. `parallel`:
+    `fusion`: how the collaborative mode draws a token: "proxy", softmax(z_L + alpha * (z_M+ -
+    z_M-)), or "average", the mean of the logits of the LLM and the private SLM. `modes`: which
+    modes write the children of a node: `children` of each, or twice as many of one, or each by the
+    toss of a coin. The budgets are for one question: `iterations` (leaves expanded), `steps` (steps
+    written), `llm_token_budget` (tokens that the LLM takes part in drawing), `seconds` (wall time
+    of the call); None is no limit. `parallel`:
     leaves expanded in one round.
-    `widen`: when every path is at its end and budget is left, the nodes of the best one get further children, until that brings none.
-    `solution_tokens`: the longest whole solution of a baseline; of a search the depth is limited, to `max_steps`.
+    `widen`: when every path is at its end and budget is left, the nodes of the best one get further
+    children, until that brings none. `solution_tokens`: the longest whole solution of a baseline;
+    of a search the depth is limited, to `max_steps`.
     """
 
     alpha: float = 1.0
@@ -73,11 +77,13 @@ def search_many(
     config: SearchConfig,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Solution]:
-    """One solution for each question; all are searched side by side, so that models see full batches.
+    """One solution for each question; all are searched side by side, so that models see full
+    batches.
 
-    `writers`: "private" and "collaborative", as far as `config.modes` asks for them. A question's solution depends on its own seed,
-    not on the others (unless `config.seconds` runs out). Raises ValueError for an empty question, one too long for the context, or a
-    missing writer, before anything is spent.
+    `writers`: "private" and "collaborative", as far as `config.modes` asks for them. A question's
+    solution depends on its own seed, not on the others (unless `config.seconds` runs out). Raises
+    ValueError for an empty question, one too long for the context, or a missing writer, before
+    anything is spent.
     """
     modes = [PRIVATE, COLLABORATIVE] if config.modes in ("both", "random") else [config.modes]
     room = common_room(writers, modes)
@@ -94,16 +100,30 @@ class _Search:
     """The search of one question."""
 
     def __init__(
-        self, question: str, seed: int, form: Form, config: SearchConfig, room: Callable[[str], int], elapsed: Callable[[], float]
+        self,
+        question: str,
+        seed: int,
+        form: Form,
+        config: SearchConfig,
+        room: Callable[[str], int],
+        elapsed: Callable[[], float],
     ) -> None:
-        self.question, self.seed, self.form, self.config, self.room, self.elapsed = question, seed, form, config, room, elapsed
+        self.question, self.seed, self.form, self.config, self.room, self.elapsed = (
+            question,
+            seed,
+            form,
+            config,
+            room,
+            elapsed,
+        )
         self.tree = Tree(config.exploration, config.path_score, config.max_steps)
         self.costs = Costs()
         self.iterations = 0
         self.longest = 0  # LLM tokens of a step
 
     def solve(self) -> Solver:
-        """Rounds of selection, expansion, evaluation and backpropagation until a budget is spent or the answer is settled."""
+        """Rounds of selection, expansion, evaluation and backpropagation until a budget is spent or
+        the answer is settled."""
         known = 0  # nodes when the tree was last exhausted
         while True:
             if self.config.widen and not self.tree.nodes[0].open and len(self.tree.nodes) > known:
@@ -111,7 +131,9 @@ class _Search:
                 self.tree.widen(self._chosen() or self.tree.nodes[0])
             if stopped := self._stop():
                 break
-            leaves = self.tree.select(min(self.config.parallel, self.config.iterations - self.iterations))
+            leaves = self.tree.select(
+                min(self.config.parallel, self.config.iterations - self.iterations)
+            )
             planned = self._plan(leaves)
             steps = yield Write([(mode, ask) for _, mode, ask in planned])
             yield from self._grow(planned, steps)
@@ -168,26 +190,40 @@ class _Search:
         if self.config.modes == "both":
             return [PRIVATE, COLLABORATIVE] * count
         if self.config.modes == "random":
-            return [(PRIVATE, COLLABORATIVE)[self._seed(leaf, "mode", number) % 2] for number in range(leaf.asked, leaf.asked + 2 * count)]
+            return [
+                (PRIVATE, COLLABORATIVE)[self._seed(leaf, "mode", number) % 2]
+                for number in range(leaf.asked, leaf.asked + 2 * count)
+            ]
         return [self.config.modes] * (2 * count)
 
     def _plan(self, leaves: list[Node]) -> list[tuple[Node, str, StepAsk]]:
-        """The children of `leaves` to be written: (leaf, mode, ask), as many as fit the budgets whatever length they come to have.
+        """The children of `leaves` to be written: (leaf, mode, ask), as many as fit the budgets
+        whatever length they come to have.
 
-        Under an LLM-token budget a round has as many LLM steps as would fit if each were twice as long as the longest so far, and each
-        may take an equal share of what is left [O]. A leaf whose LLM steps do not fit waits for the next round, unless it is the first:
-        then it gets fewer (with modes "random" and nothing left, private ones). Leaves without room in the context stay closed.
+        Under an LLM-token budget a round has as many LLM steps as would fit if each were twice as
+        long as the longest so far, and each may take an equal share of what is left [O]. A leaf
+        whose LLM steps do not fit waits for the next round, unless it is the first:
+        then it gets fewer (with modes "random" and nothing left, private ones). Leaves without room
+        in the context stay closed.
         """
         config = self.config
-        tokens, steps = self._llm_tokens_left(), math.inf if config.steps is None else config.steps - self.costs.steps
+        tokens, steps = (
+            self._llm_tokens_left(),
+            (math.inf if config.steps is None else config.steps - self.costs.steps),
+        )
         likely = min(config.step_tokens, 2 * self.longest or config.step_tokens)
-        paying = tokens if tokens in (0, math.inf) else max(1, tokens // likely)  # LLM steps of this round
+        # LLM steps of this round
+        paying = tokens if tokens in (0, math.inf) else max(1, tokens // likely)
         chosen: list[tuple[Node, str, int, str]] = []
         for leaf in leaves:
             prompt = self._prompt(leaf)
             if self.room(prompt) < config.step_tokens:
                 continue
-            modes = [PRIVATE] * (2 * config.children) if config.modes == "random" and tokens < 1 else self._modes(leaf)
+            modes = (
+                [PRIVATE] * (2 * config.children)
+                if config.modes == "random" and tokens < 1
+                else self._modes(leaf)
+            )
             if steps < 1 or (chosen and modes.count(COLLABORATIVE) > paying > 0):
                 self.tree.reopen(leaf)
                 continue
@@ -198,16 +234,31 @@ class _Search:
             leaf.asked += len(modes)
             self.iterations += 1
         paid = sum(mode == COLLABORATIVE for _, mode, _, _ in chosen)
-        most = {PRIVATE: config.step_tokens, COLLABORATIVE: int(min(config.step_tokens, tokens if not paid else tokens / paid))}
+        most = {
+            PRIVATE: config.step_tokens,
+            COLLABORATIVE: int(min(config.step_tokens, tokens if not paid else tokens / paid)),
+        }
         return [
-            (leaf, mode, StepAsk(prompt, self._seed(leaf, mode, number), most[mode], config.temperature, config.top_p))
+            (
+                leaf,
+                mode,
+                StepAsk(
+                    prompt,
+                    self._seed(leaf, mode, number),
+                    most[mode],
+                    config.temperature,
+                    config.top_p,
+                ),
+            )
             for leaf, mode, number, prompt in chosen
         ]
 
     def _grow(self, planned: Sequence[tuple[Node, str, StepAsk]], steps: Sequence[Step]) -> Part:
-        """Adds the written steps to the tree, asks for their rewards and sends these up to the root.
+        """Adds the written steps to the tree, asks for their rewards and sends these up to the
+        root.
 
-        Not added, but paid: failed and empty steps, steps that the LLM's budget cut short, and a text that the leaf already has.
+        Not added, but paid: failed and empty steps, steps that the LLM's budget cut short, and a
+        text that the leaf already has.
         """
         new: list[Node] = []
         short: dict[int, Node] = {}
@@ -223,22 +274,31 @@ class _Search:
             twins = [self.tree.nodes[child] for child in leaf.children]
             if any((twin.text, twin.finished) == (step.text, finished) for twin in twins):
                 continue
-            new.append(self.tree.add(leaf, step.text, PRIVATE if step.degraded else mode, finished, step.degraded))
+            new.append(
+                self.tree.add(
+                    leaf, step.text, PRIVATE if step.degraded else mode, finished, step.degraded
+                )
+            )
         for leaf in short.values():
             if not leaf.children:
                 self.tree.reopen(leaf)  # it may have luck with what is left
         scored = [node for node in new if node.text]
         rewards = yield Score([(self.question, self._texts(node)) for node in scored])
-        found = {node.number: self.costs.reward(value) for node, value in zip(scored, rewards, strict=True)}
+        found = {
+            node.number: self.costs.reward(value)
+            for node, value in zip(scored, rewards, strict=True)
+        }
         for node in new:
             above = self.tree.nodes[node.parent or 0]
-            self.tree.settle(node, found.get(node.number, above.reward))  # an end without a text is worth what it ends
+            # an end without a text is worth what it ends
+            self.tree.settle(node, found.get(node.number, above.reward))
             if node.finished:
                 node.answer = self.form.answer(joined(self._texts(node)))
                 node.key = None if node.answer is None else self.form.key(node.answer)
 
     def _complete(self) -> Part:
-        """No path is finished: the best open one goes on, greedily and step by step, in the private mode, which costs no LLM token [O].
+        """No path is finished: the best open one goes on, greedily and step by step, in the private
+        mode, which costs no LLM token [O].
 
         (With modes "collaborative" in that mode, as far as its budget goes.)
         """
@@ -247,7 +307,11 @@ class _Search:
         leaf = max(leaves, key=lambda node: (self.tree.score(node), node.depth)) if leaves else None
         while leaf and leaf.open and not self._spent(mode):
             self.tree.close(leaf)
-            most = self.config.step_tokens if mode == PRIVATE else int(min(self.config.step_tokens, self._llm_tokens_left()))
+            most = (
+                self.config.step_tokens
+                if mode == PRIVATE
+                else int(min(self.config.step_tokens, self._llm_tokens_left()))
+            )
             prompt = self._prompt(leaf)
             if self.room(prompt) < self.config.step_tokens:
                 break
@@ -258,7 +322,8 @@ class _Search:
             leaf = self.tree.nodes[-1] if len(self.tree.nodes) > before else None
 
     def _seed(self, leaf: Node, *names: str | int) -> int:
-        """A seed for what happens at a node: nodes are numbered in the order of their making, which one seed fixes."""
+        """A seed for what happens at a node: nodes are numbered in the order of their making, which
+        one seed fixes."""
         return derive(self.seed, "search", leaf.number, *names)
 
     def _texts(self, node: Node) -> tuple[str, ...]:
@@ -280,13 +345,22 @@ class _Search:
         return votes
 
     def _chosen(self) -> Node | None:
-        """The end of the path that answers: of the winning answer when voting, finished before open, the earlier of equals."""
+        """The end of the path that answers: of the winning answer when voting, finished before
+        open, the earlier of equals."""
         ends = [node for node in self.tree.nodes[1:] if not node.children]
         votes = self._votes()
         if self.config.answer == "vote" and votes:
             winner = max(votes, key=votes.__getitem__)
-            ends = [node for node in ends if node.finished and node.answer is not None and node.key == winner]
-        return max(ends, key=lambda node: (node.answer is not None, node.finished, self.tree.score(node)), default=None)
+            ends = [
+                node
+                for node in ends
+                if node.finished and node.answer is not None and node.key == winner
+            ]
+        return max(
+            ends,
+            key=lambda node: (node.answer is not None, node.finished, self.tree.score(node)),
+            default=None,
+        )
 
     def _solution(self, stopped: str) -> Solution:
         end = self._chosen()

@@ -1,4 +1,5 @@
-"""What solving a question is made of: its wording, rewards, the solution with its costs, and one round of model calls for all questions."""
+"""What solving a question is made of: its wording, rewards, the solution with its costs, and one
+round of model calls for all questions."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class RewardModel(Protocol):
     """A process reward model."""
 
     def score(self, states: Sequence[State]) -> list[float]:
-        """How good the last step of each state is, given all before it; in [0, 1], in their order."""
+        """How good the last step of each state is, given all before it; in [0, 1], in their
+        order."""
         ...
 
 
@@ -25,9 +27,10 @@ class RewardModel(Protocol):
 class Form:
     """How a kind of question is worded and answered.
 
-    `prompt(question, steps)`: the text that the next step continues; it ends where a step begins (after the delimiter, say).
-    `answer(text)`: what the steps, joined by the delimiter, answer; None when that cannot be told. `key(answer)`: equal for equal
-    answers ("7" and "7.0"). `final(step)`: whether the step closes the solution even when the model does not end there.
+    `prompt(question, steps)`: the text that the next step continues; it ends where a step begins
+    (after the delimiter, say). `answer(text)`: what the steps, joined by the delimiter, answer;
+    None when that cannot be told. `key(answer)`: equal for equal answers ("7" and "7.0").
+    `final(step)`: whether the step closes the solution even when the model does not end there.
     """
 
     prompt: Callable[[str, Sequence[str]], str]
@@ -48,7 +51,8 @@ class SolvedStep:
 
 @dataclass
 class Costs:
-    """What a question has cost. Tokens are drawn ones (`fedduet.clients.vault.answering.writers.Step`); `reward_calls` are states scored."""
+    """What a question has cost. Tokens are drawn ones
+    (`fedduet.clients.vault.answering.writers.Step`); `reward_calls` are states scored."""
 
     llm_tokens: int = 0
     slm_tokens: int = 0
@@ -75,11 +79,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class Solution:
-    """What was found for a question. `answer` is None when the text holds none; `finished`: the path came to its end by itself.
+    """What was found for a question. `answer` is None when the text holds none; `finished`: the
+    path came to its end by itself.
 
-    `stopped`: "iterations", "steps", "seconds", "llm_tokens" (budgets), "settled" (more could not change the answer), "exhausted" (nothing
-    left to try), "samples" (a baseline drew all it should). `seconds`: from the call until this question was done, other questions of
-    the call included. `nodes`: everything written, as plain data; `parent` names a node's number.
+    `stopped`: "iterations", "steps", "seconds", "llm_tokens" (budgets), "settled" (more could not
+    change the answer), "exhausted" (nothing left to try), "samples" (a baseline drew all it
+    should). `seconds`: from the call until this question was done, other questions of the call
+    included. `nodes`: everything written, as plain data; `parent` names a node's number.
     """
 
     question: str
@@ -110,11 +116,15 @@ class Score:
 
 Solver = Generator[Write | Score, list[Any], Solution]
 Part = Generator[Write | Score, list[Any], None]
-"""A solver solves one question: yields `Write` and is sent steps, yields `Score` and is sent rewards, returns the solution."""
+"""A solver solves one question: yields `Write` and is sent steps, yields `Score` and is sent
+rewards, returns the solution."""
 
 
-def solve_together(solvers: Iterable[Solver], writers: Mapping[str, StepWriter], reward: RewardModel | None) -> list[Solution]:
-    """Runs all solvers side by side: one call of each mode's writer and one of the reward model serve all that wait for them."""
+def solve_together(
+    solvers: Iterable[Solver], writers: Mapping[str, StepWriter], reward: RewardModel | None
+) -> list[Solution]:
+    """Runs all solvers side by side: one call of each mode's writer and one of the reward model
+    serve all that wait for them."""
     running = list(solvers)
     solutions: dict[int, Solution] = {}
     waiting: dict[int, Write | Score] = {}
@@ -129,24 +139,42 @@ def solve_together(solvers: Iterable[Solver], writers: Mapping[str, StepWriter],
     for number in range(len(running)):
         go_on(number, None)
     while waiting:
-        writes = {number: request.asks for number, request in waiting.items() if isinstance(request, Write)}
-        for number, steps in zip(writes, _cut(_written(writers, _joined(writes)), writes), strict=True):
+        writes = {
+            number: request.asks
+            for number, request in waiting.items()
+            if isinstance(request, Write)
+        }
+        for number, steps in zip(
+            writes, _cut(_written(writers, _joined(writes)), writes), strict=True
+        ):
             go_on(number, steps)
-        scores = {number: request.states for number, request in waiting.items() if isinstance(request, Score)}
-        for number, rewards in zip(scores, _cut(_rewards(reward, _joined(scores)), scores), strict=True):
+        scores = {
+            number: request.states
+            for number, request in waiting.items()
+            if isinstance(request, Score)
+        }
+        for number, rewards in zip(
+            scores, _cut(_rewards(reward, _joined(scores)), scores), strict=True
+        ):
             go_on(number, rewards)
     return [solutions[number] for number in range(len(running))]
 
 
-def check_questions(questions: Sequence[str], form: Form, room: Callable[[str], int], tokens: int) -> None:
-    """Raises ValueError for the first question that is empty, or leaves no room for a step of `tokens` tokens in the context."""
+def check_questions(
+    questions: Sequence[str], form: Form, room: Callable[[str], int], tokens: int
+) -> None:
+    """Raises ValueError for the first question that is empty, or leaves no room for a step of
+    `tokens` tokens in the context."""
     for number, question in enumerate(questions):
         if not question.strip():
-            raise ValueError(f"question {number}: found an empty text; allowed: a question in words")
+            raise ValueError(
+                f"question {number}: found an empty text; allowed: a question in words"
+            )
         if (left := room(form.prompt(question, ()))) < tokens:
             raise ValueError(
-                f"question {number}: too long for the models' context; room is left for {max(left, 0)} tokens, a step may take {tokens} "
-                f"(shorten the question or step_tokens): {question[:60]!r}"
+                f"question {number}: too long for the models' context; room is left for"
+                f" {max(left, 0)} tokens, a step may take {tokens} (shorten the question or"
+                f" step_tokens): {question[:60]!r}"
             )
 
 
@@ -155,7 +183,10 @@ def common_room(writers: Mapping[str, StepWriter], modes: Iterable[str]) -> Call
     chosen = []
     for mode in modes:
         if mode not in writers:
-            raise ValueError(f"found no writer for the mode {mode!r}; there are writers for {', '.join(sorted(writers))}")
+            raise ValueError(
+                f"found no writer for the mode {mode!r}; there are writers for"
+                f" {', '.join(sorted(writers))}"
+            )
         chosen.append(writers[mode])
     return lambda prefix: min(writer.room(prefix) for writer in chosen)
 
@@ -180,7 +211,9 @@ def _written(writers: Mapping[str, StepWriter], asks: Sequence[tuple[str, StepAs
     steps: list[Step | None] = [None] * len(asks)
     for mode in dict.fromkeys(mode for mode, _ in asks):
         numbers = [number for number, (other, _) in enumerate(asks) if other == mode]
-        for number, step in zip(numbers, writers[mode].write([asks[number][1] for number in numbers]), strict=True):
+        for number, step in zip(
+            numbers, writers[mode].write([asks[number][1] for number in numbers]), strict=True
+        ):
             steps[number] = step
     return steps  # type: ignore[return-value]
 
@@ -192,5 +225,8 @@ def _rewards(reward: RewardModel | None, states: Sequence[State]) -> list[float]
         raise ValueError("found no reward model; this method needs one")
     rewards = list(reward.score(states))
     if len(rewards) != len(states):
-        raise ValueError(f"the reward model sent {len(rewards)} rewards for {len(states)} states; it must send one each")
+        raise ValueError(
+            f"the reward model sent {len(rewards)} rewards for {len(states)} states; it must send"
+            " one each"
+        )
     return rewards

@@ -1,4 +1,5 @@
-"""The LLM writes whole steps, through anything that completes text; and the private model stands in for a remote LLM that fails."""
+"""The LLM writes whole steps, through anything that completes text; and the private model stands in
+for a remote LLM that fails."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Completed:
-    """What a text-completing service answered: the text, its number of tokens, and whether the model ended the text itself."""
+    """What a text-completing service answered: the text, its number of tokens, and whether the
+    model ended the text itself."""
 
     text: str
     tokens: int
@@ -25,15 +27,17 @@ class Completed:
 
 
 Complete = Callable[[Sequence[StepAsk], str], Sequence[Completed]]
-"""Continues every ask's prefix by at most `max_tokens` tokens, up to the given stop string; in order, one each. May raise anything."""
+"""Continues every ask's prefix by at most `max_tokens` tokens, up to the given stop string;
+in order, one each. May raise anything."""
 
 
 class WholeStepWriter:
-    """The LLM writes the step itself: for models whose tokenizer is not the SLM's. `complete` may be remote.
+    """The LLM writes the step itself: for models whose tokenizer is not the SLM's. `complete` may
+    be remote.
 
-    `context`: tokens that fit; `count`: tokens of a text, as the LLM counts them (by default one for every 3 characters, more than
-    there are in English [O]). `seconds`: the longest it may take. An answer that is not what was asked (more tokens, no text) is an
-    error step.
+    `context`: tokens that fit; `count`: tokens of a text, as the LLM counts them (by default one
+    for every 3 characters, more than there are in English [O]). `seconds`: the longest it may take.
+    An answer that is not what was asked (more tokens, no text) is an error step.
     """
 
     def __init__(
@@ -44,33 +48,62 @@ class WholeStepWriter:
         delimiter: str = DELIMITER,
         seconds: float = 60.0,
     ) -> None:
-        self._complete, self._context, self._count, self._delimiter, self._seconds = complete, context, count, delimiter, seconds
+        self._complete, self._context, self._count, self._delimiter, self._seconds = (
+            complete,
+            context,
+            count,
+            delimiter,
+            seconds,
+        )
 
     def room(self, prefix: str) -> int:
         return self._context - self._count(prefix)
 
     def write(self, asks: Sequence[StepAsk]) -> list[Step]:
-        """Raises what `complete` raises, TimeoutError, and ConnectionError for a wrong number of answers."""
+        """Raises what `complete` raises, TimeoutError, and ConnectionError for a wrong number of
+        answers."""
         answers = _within(self._seconds, lambda: list(self._complete(asks, self._delimiter)))
         if len(answers) != len(asks):
-            raise ConnectionError(f"the LLM sent {len(answers)} completions for {len(asks)} prompts")
+            raise ConnectionError(
+                f"the LLM sent {len(answers)} completions for {len(asks)} prompts"
+            )
         return [self._step(ask, answer) for ask, answer in zip(asks, answers, strict=True)]
 
     def _step(self, ask: StepAsk, answer: Completed) -> Step:
-        if not isinstance(answer, Completed) or not isinstance(answer.text, str) or not isinstance(answer.tokens, int):
-            return Step("", "error", error=f"Lie: the LLM sent {str(answer)[:80]!r}, which is no completion")
+        if (
+            not isinstance(answer, Completed)
+            or not isinstance(answer.text, str)
+            or not isinstance(answer.tokens, int)
+        ):
+            return Step(
+                "", "error", error=f"Lie: the LLM sent {str(answer)[:80]!r}, which is no completion"
+            )
         if not 0 <= answer.tokens <= ask.max_tokens:
-            why = f"Lie: the LLM says that it wrote {answer.tokens} tokens; at most {ask.max_tokens} were asked"
+            why = (
+                f"Lie: the LLM says that it wrote {answer.tokens} tokens; at most {ask.max_tokens}"
+                " were asked"
+            )
             return Step("", "error", ask.max_tokens, error=why)
         if ask.whole:
             return Step(answer.text.strip(), "end" if answer.ended else "length", answer.tokens)
         line, found, _ = answer.text.partition(self._delimiter)
-        end = "delimiter" if found else "end" if answer.ended else "length" if answer.tokens == ask.max_tokens else "delimiter"
+        end = (
+            "delimiter"
+            if found
+            else (
+                "end"
+                if answer.ended
+                else "length"
+                if answer.tokens == ask.max_tokens
+                else "delimiter"
+            )
+        )
         return Step(line.strip(), end, answer.tokens)  # type: ignore[arg-type]
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises; TimeoutError when that takes longer. A call that hangs does not keep the process from ending."""
+    """What `call` returns or raises; TimeoutError when that takes longer. A call that hangs does
+    not keep the process from ending."""
     answered: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run() -> None:
@@ -93,11 +126,13 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 class Degrading:
-    """A writer that depends on a remote LLM, backed by the private one: whatever it fails to write, `private` writes instead.
+    """A writer that depends on a remote LLM, backed by the private one: whatever it fails to write,
+    `private` writes instead.
 
-    A failure is an exception of any kind, an error step (logits that are not numbers, a lie), or an empty step. After `patience` calls
-    in a row that failed whole, the remote one is left alone for `rest` seconds. `failures` counts steps by reason. Time limits are the
-    remote writer's own (`WholeStepWriter.seconds`, the timeouts of a remote stepper).
+    A failure is an exception of any kind, an error step (logits that are not numbers, a lie), or an
+    empty step. After `patience` calls in a row that failed whole, the remote one is left alone for
+    `rest` seconds. `failures` counts steps by reason. Time limits are the remote writer's own
+    (`WholeStepWriter.seconds`, the timeouts of a remote stepper).
     """
 
     def __init__(
@@ -108,7 +143,13 @@ class Degrading:
         rest: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._remote, self._private, self._patience, self._rest, self._clock = remote, private, patience, rest, clock
+        self._remote, self._private, self._patience, self._rest, self._clock = (
+            remote,
+            private,
+            patience,
+            rest,
+            clock,
+        )
         self._failed, self._asleep_until = 0, -math.inf
         self.failures: dict[str, int] = {}
 
@@ -120,13 +161,22 @@ class Degrading:
         if not asks:
             return []
         steps = self._attempt(asks)
-        bad = [number for number, step in enumerate(steps) if step.end == "error" or not (step.text or step.ended)]
-        for number, own in zip(bad, self._private.write([asks[number] for number in bad]) if bad else [], strict=True):
+        bad = [
+            number
+            for number, step in enumerate(steps)
+            if step.end == "error" or not (step.text or step.ended)
+        ]
+        for number, own in zip(
+            bad, self._private.write([asks[number] for number in bad]) if bad else [], strict=True
+        ):
             lost = steps[number]
             why = lost.error or "EmptyStep: the LLM wrote nothing"
             reason = why.partition(":")[0]
             self.failures[reason] = self.failures.get(reason, 0) + 1
-            tokens = {"llm_tokens": own.llm_tokens + lost.llm_tokens, "slm_tokens": own.slm_tokens + lost.slm_tokens}
+            tokens = {
+                "llm_tokens": own.llm_tokens + lost.llm_tokens,
+                "slm_tokens": own.slm_tokens + lost.slm_tokens,
+            }
             steps[number] = replace(own, **tokens, degraded=True, error=own.error or why)
         return steps
 

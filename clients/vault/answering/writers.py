@@ -1,4 +1,5 @@
-"""Who writes a step of a solution: the private SLM, or it and the LLM together, token by token (whole steps: whole_steps.py)."""
+"""Who writes a step of a solution: the private SLM, or it and the LLM together, token by token
+(whole steps: whole_steps.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from fedduet.lm.decoding.decode import Answer, Ask, decode
-from fedduet.lm.decoding.fusion import FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
+from fedduet.lm.decoding.fusion import (
+    FusedStepper,
+    averaged,
+    proxy_tuned,
+    shared_context,
+    shared_vocabulary,
+    slm_pair,
+)
 from fedduet.lm.decoding.sample import end_tokens
 from fedduet.lm.decoding.stepper import Stepper, stepper
 from fedduet.lm.models.batch import longest
@@ -19,9 +27,11 @@ DELIMITER = "\n"
 
 @dataclass(frozen=True)
 class StepAsk:
-    """One step to write after `prefix` (question and finished steps, worded, ending where the step begins), at most `max_tokens` long.
+    """One step to write after `prefix` (question and finished steps, worded, ending where the step
+    begins), at most `max_tokens` long.
 
-    `seed` fixes the step's own random stream. `whole`: all steps to the end of the solution, not one (`max_tokens` then bounds them all).
+    `seed` fixes the step's own random stream. `whole`: all steps to the end of the solution, not
+    one (`max_tokens` then bounds them all).
     """
 
     prefix: str
@@ -36,9 +46,10 @@ class StepAsk:
 class Step:
     """A written step, without its delimiter.
 
-    `end`: "delimiter" (a finished step), "end" (the solution is over with it), "length" (the token cap), "error" (`error` says what, the
-    text is empty). Tokens are those drawn from distributions the LLM, or an SLM, took part in, end and delimiter among them; prompts
-    are not counted. `degraded`: the private model wrote it because the mode that was asked failed.
+    `end`: "delimiter" (a finished step), "end" (the solution is over with it), "length" (the token
+    cap), "error" (`error` says what, the text is empty). Tokens are those drawn from distributions
+    the LLM, or an SLM, took part in, end and delimiter among them; prompts are not counted.
+    `degraded`: the private model wrote it because the mode that was asked failed.
     """
 
     text: str
@@ -55,7 +66,8 @@ class Step:
 
 
 class StepWriter(Protocol):
-    """Writes steps. Answers come in the order of the asks, one each, and depend on nothing but their own ask."""
+    """Writes steps. Answers come in the order of the asks, one each, and depend on nothing but
+    their own ask."""
 
     def write(self, asks: Sequence[StepAsk]) -> list[Step]: ...
 
@@ -67,8 +79,9 @@ class StepWriter(Protocol):
 class TokenWriter:
     """A `StepWriter` over anything that steps token by token: one model, or several fused.
 
-    `llm` and `slm`: how many LLMs and SLMs compute each token. `context`: tokens that fit. `final`: whether a line closes the solution
-    even without an end token; asked for `whole` solutions only (a search asks it itself). A private SLM's prefix stays in the process.
+    `llm` and `slm`: how many LLMs and SLMs compute each token. `context`: tokens that fit. `final`:
+    whether a line closes the solution even without an end token; asked for `whole` solutions only
+    (a search asks it itself). A private SLM's prefix stays in the process.
     """
 
     def __init__(
@@ -84,16 +97,24 @@ class TokenWriter:
         batch_size: int | None = 64,
     ) -> None:
         self._run, self._tokenizer, self._ends, self._context = run, tokenizer, ends, context
-        self._llm, self._slm, self._delimiter, self._final, self._batch_size = llm, slm, delimiter, final, batch_size
+        self._llm, self._slm, self._delimiter, self._final, self._batch_size = (
+            llm,
+            slm,
+            delimiter,
+            final,
+            batch_size,
+        )
         self._encode = lru_cache(4096)(self._encoded)
-        self._text = lru_cache(65536)(lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True))
+        self._text = lru_cache(65536)(
+            lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True)
+        )
 
     def room(self, prefix: str) -> int:
         return self._context - len(self._encode(prefix))
 
     def write(self, asks: Sequence[StepAsk]) -> list[Step]:
-        """One step for each ask. A failure of the stepper marks the rows it cut off as errors only if it is a `ConnectionError` or
-        `TimeoutError` (a remote member); others are raised."""
+        """One step for each ask. A failure of the stepper marks the rows it cut off as errors only
+        if it is a `ConnectionError` or `TimeoutError` (a remote member); others are raised."""
         rows = [
             Ask(
                 self._encode(ask.prefix),
@@ -112,7 +133,10 @@ class TokenWriter:
             decode(self._run, rows, self._ends, self._batch_size, done=answers.__setitem__)
         except (ConnectionError, TimeoutError) as error:
             failure = f"{type(error).__name__}: {error}"
-        return [self._step(answer or Answer((), "error", failure), ask.whole) for answer, ask in zip(answers, asks, strict=True)]
+        return [
+            self._step(answer or Answer((), "error", failure), ask.whole)
+            for answer, ask in zip(answers, asks, strict=True)
+        ]
 
     def _encoded(self, prefix: str) -> tuple[int, ...]:
         ids = list(self._tokenizer(prefix, verbose=False)["input_ids"])
@@ -121,12 +145,16 @@ class TokenWriter:
         return tuple(ids)
 
     def _delimits(self, new: list[int]) -> bool:
-        """Whether the last token ends a step: the delimiter's n characters lie within the last n tokens."""
+        """Whether the last token ends a step: the delimiter's n characters lie within the last n
+        tokens."""
         return self._delimiter in self._text(tuple(new[-len(self._delimiter) :]))
 
     def _closes(self, new: list[int]) -> bool:
         """Whether the last token ends a line that closes the solution."""
-        return self._delimits(new) and self._closed(self._tokenizer.decode(new, skip_special_tokens=True)) is not None
+        return (
+            self._delimits(new)
+            and self._closed(self._tokenizer.decode(new, skip_special_tokens=True)) is not None
+        )
 
     def _closed(self, text: str) -> str | None:
         """`text` up to its first whole line that closes the solution; None without one."""
@@ -137,14 +165,19 @@ class TokenWriter:
         return None
 
     def _step(self, answer: Answer, whole: bool) -> Step:
-        count = len(answer.tokens) + (answer.finish in ("end", "error"))  # the one that ended the row was drawn too
+        # the one that ended the row was drawn too
+        count = len(answer.tokens) + (answer.finish in ("end", "error"))
         tokens = {"llm_tokens": self._llm * count, "slm_tokens": self._slm * count}
         if answer.finish == "error":
             return Step("", "error", **tokens, error=answer.error)
         text = self._tokenizer.decode(list(answer.tokens), skip_special_tokens=True)
         if whole:
             closed = self._closed(text) if answer.finish == "stopped" else None
-            return Step((closed or text).strip(), "end" if answer.finish in ("end", "stopped") else "length", **tokens)
+            return Step(
+                (closed or text).strip(),
+                "end" if answer.finish in ("end", "stopped") else "length",
+                **tokens,
+            )
         line, _, _ = text.partition(self._delimiter)
         end = {"end": "end", "stopped": "delimiter"}.get(answer.finish, "length")
         return Step(line.strip(), end, **tokens)  # type: ignore[arg-type]
@@ -163,17 +196,29 @@ def local_writers(
 ) -> dict[str, StepWriter]:
     """Writers of (model, tokenizer) pairs by mode, each model's weights prepared once.
 
-    "private" (the tuned SLM); "base" (its untuned base: given, or a PeftModel's own, `base` None); with an LLM also "llm", "collaborative"
-    (logit fusion with `alpha`) and "average" (mean logits of LLM and tuned SLM), which raise ValueError when vocabularies differ.
+    "private" (the tuned SLM); "base" (its untuned base: given, or a PeftModel's own, `base` None);
+    with an LLM also "llm", "collaborative" (logit fusion with `alpha`) and "average" (mean logits
+    of LLM and tuned SLM), which raise ValueError when vocabularies differ.
     """
     pair = slm_pair(tuned[0], base[0] if base else None)
-    named: Mapping[str, tuple[Any, Any]] = {"private SLM": tuned, **({"base SLM": base} if base else {}), **({"LLM": llm} if llm else {})}
+    named: Mapping[str, tuple[Any, Any]] = {
+        "private SLM": tuned,
+        **({"base SLM": base} if base else {}),
+        **({"LLM": llm} if llm else {}),
+    }
     vocabulary = shared_vocabulary(named)
-    context = min([shared_context(model for model, _ in named.values()), *(longest(tokenizer) for _, tokenizer in named.values())])
+    context = min(
+        [
+            shared_context(model for model, _ in named.values()),
+            *(longest(tokenizer) for _, tokenizer in named.values()),
+        ]
+    )
     ends = frozenset().union(*(end_tokens(model, tokenizer) for model, tokenizer in named.values()))
 
     def writer(run: Stepper, llms: int, slms: int) -> TokenWriter:
-        return TokenWriter(run, tuned[1], ends, context, llms, slms, final=final, batch_size=batch_size)
+        return TokenWriter(
+            run, tuned[1], ends, context, llms, slms, final=final, batch_size=batch_size
+        )
 
     def alone(name: str, run: Stepper) -> FusedStepper:
         return FusedStepper({name: run}, {name: 1.0}, vocabulary)

@@ -1,8 +1,10 @@
-"""Append-only JSON lines that survive a killed process, a full disk and two writers, and show every other damage.
+"""Append-only JSON lines that survive a killed process, a full disk and two writers, and show every
+other damage.
 
-Each line ends in the SHA-256 of the line before it and of itself. A side file (`.lock`) carries the lock and, after
-each append, the number and hash of the last line, so that lines cut off at the end, or the whole file gone, are noticed
-too. A person who may write both files can still rewrite history: the chain is against accidents and careless edits.
+Each line ends in the SHA-256 of the line before it and of itself. A side file (`.lock`) carries the
+lock and, after each append, the number and hash of the last line, so that lines cut off at the end,
+or the whole file gone, are noticed too. A person who may write both files can still rewrite
+history: the chain is against accidents and careless edits.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ _WAIT_SECONDS = 60.0  # [O] for the lock; a holder needs about a second
 
 
 class LedgerError(Exception):
-    """A ledger that cannot be read, trusted or written: nothing may be released. Says where, and what to do."""
+    """A ledger that cannot be read, trusted or written: nothing may be released. Says where, and
+    what to do."""
 
 
 def chained(previous: str, entry: dict[str, Any]) -> str:
-    """The `check` of `entry` (without one) after a line whose check is `previous`: SHA-256 in hex."""
+    """The `check` of `entry` (without one) after a line whose check is `previous`: SHA-256 in
+    hex."""
     return hashlib.sha256(previous.encode() + _dump(entry)).hexdigest()
 
 
@@ -43,7 +47,8 @@ class OpenJournal:
     _lock: int
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write `entry`; return once it is on the disk. Raises LedgerError, the file as before, when it cannot be."""
+        """Write `entry`; return once it is on the disk. Raises LedgerError, the file as before,
+        when it cannot be."""
         check = chained(self.last_check, entry)
         line = _dump({**entry, "check": check}) + b"\n"
         created = not self.path.exists()
@@ -67,7 +72,8 @@ class OpenJournal:
 
 
 class Journal:
-    """The file at `path` with its side files `.lock` and, once a half-written line was set aside, `.torn`."""
+    """The file at `path` with its side files `.lock` and, once a half-written line was set aside,
+    `.torn`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -83,7 +89,8 @@ class Journal:
             with _explained(self.path, "cannot open the ledger for writing"):
                 acknowledged, check = _head(lock, self.path)
                 entries, last = self._verify(self._bytes(), acknowledged, check)
-                if len(entries) > acknowledged:  # written by a process that died before it could say so: it counts
+                # written by a process that died before it could say so: it counts
+                if len(entries) > acknowledged:
                     _sync(self.path)
                     _write_head(lock, len(entries), last)
             yield OpenJournal(self.path, entries, last, lock)
@@ -92,18 +99,23 @@ class Journal:
 
     def _bytes(self) -> bytes:
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)  # for writing too: fails now where a charge would
+            # for writing too: fails now where a charge would
+            descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
         except FileNotFoundError:
             return b""
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise LedgerError(
-                    f"{self.path}: found something that is no regular file; allowed: the path of a ledger file; nothing was released"
+                    f"{self.path}: found something that is no regular file; allowed: the path of a"
+                    " ledger file; nothing was released"
                 )
             return file.read()
 
-    def _verify(self, data: bytes, acknowledged: int, acknowledged_check: str) -> tuple[list[dict[str, Any]], str]:
-        """The entries and the last check. The first `acknowledged` lines must be there; a torn line after them may."""
+    def _verify(
+        self, data: bytes, acknowledged: int, acknowledged_check: str
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The entries and the last check. The first `acknowledged` lines must be there; a torn line
+        after them may."""
         entries: list[dict[str, Any]] = []
         checks = [START]
         good = 0  # bytes of whole, verified lines
@@ -116,22 +128,34 @@ class Journal:
             if not whole or entry is None:
                 raise self._damaged(number, "is not a whole JSON line")
             check = entry.pop("check", None)
-            if check != chained(checks[-1], entry) or raw != _dump({**entry, "check": check}) + b"\n":
-                raise self._damaged(number, "does not match its check: it, or a line before it, was changed, moved or removed")
+            if (
+                check != chained(checks[-1], entry)
+                or raw != _dump({**entry, "check": check}) + b"\n"
+            ):
+                raise self._damaged(
+                    number,
+                    "does not match its check: it, or a line before it, was changed, moved or"
+                    " removed",
+                )
             entries.append(entry)
             checks.append(check)
             good += len(raw)
         if len(entries) < acknowledged:
-            raise self._damaged(len(entries) + 1, f"is missing: {acknowledged} charges were written and {len(entries)} are here")
+            raise self._damaged(
+                len(entries) + 1,
+                f"is missing: {acknowledged} charges were written and {len(entries)} are here",
+            )
         if checks[acknowledged] != acknowledged_check:
             raise self._damaged(acknowledged, "is not the line that was written last")
         return entries, checks[-1]
 
     def _set_aside(self, torn: bytes, at: int) -> None:
-        """Keep the bytes of a line whose writer died in `.torn`, and cut them off: the release they announced never
-        happened.
+        """Keep the bytes of a line whose writer died in `.torn`, and cut them off: the release they
+        announced never happened.
         """
-        aside = os.open(self.path.with_suffix(".torn"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        aside = os.open(
+            self.path.with_suffix(".torn"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600
+        )
         try:
             _write(aside, torn if torn.endswith(b"\n") else torn + b"\n")
             os.fsync(aside)
@@ -146,9 +170,9 @@ class Journal:
 
     def _damaged(self, number: int, what: str) -> LedgerError:
         return LedgerError(
-            f"{self.path}, line {number}: {what}; nothing was released; restore the ledger (with "
-            f"{self.path.with_suffix('.lock').name}) from a backup "
-            f"that holds every release made, or, if there is none, keep it and treat the site's budget as spent"
+            f"{self.path}, line {number}: {what}; nothing was released; restore the ledger (with"
+            f" {self.path.with_suffix('.lock').name}) from a backup that holds every release made,"
+            " or, if there is none, keep it and treat the site's budget as spent"
         )
 
 
@@ -165,7 +189,8 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 
 def _head(lock: int, path: Path) -> tuple[int, str]:
-    """Number and check of the last line whose writing was acknowledged; (0, START) for a new lock file."""
+    """Number and check of the last line whose writing was acknowledged; (0, START) for a new lock
+    file."""
     text = os.pread(lock, 200, 0)
     if not text:
         return 0, START
@@ -173,9 +198,9 @@ def _head(lock: int, path: Path) -> tuple[int, str]:
     if len(parts) != 2 or not parts[0].isdigit() or len(parts[1]) != 64 or not text.endswith(b"\n"):
         name = path.with_suffix(".lock")
         raise LedgerError(
-            f"{name}: found {text[:40]!r}; allowed: the number of charges and the last one's check; nothing was "
-            f"released; "
-            f"delete {name.name} only if you know that {path.name} holds every release made"
+            f"{name}: found {text[:40]!r}; allowed: the number of charges and the last one's check;"
+            f" nothing was released; delete {name.name} only if you know that {path.name} holds"
+            " every release made"
         )
     return int(parts[0]), parts[1].decode()
 
@@ -195,7 +220,8 @@ def _wait_for(lock: int, path: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > end:
                 raise LedgerError(
-                    f"{path}: another process has held its lock for {_WAIT_SECONDS:g} s; nothing was released; find and stop it"
+                    f"{path}: another process has held its lock for {_WAIT_SECONDS:g} s; nothing"
+                    " was released; find and stop it"
                 ) from None
             time.sleep(0.01)
 
@@ -220,5 +246,6 @@ def _explained(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise LedgerError(
-            f"{path}: {what} ({error.strerror}); nothing was released; give this user write access and disk space there"
+            f"{path}: {what} ({error.strerror}); nothing was released; give this user write access"
+            " and disk space there"
         ) from error

@@ -1,4 +1,5 @@
-"""Releases that wait for a person: made, charged and kept at the site, and sent only after somebody there has approved them."""
+"""Releases that wait for a person: made, charged and kept at the site, and sent only after somebody
+there has approved them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Waiting:
 
 
 class Approvals:
-    """One file for each release in `folder`, and one for each decision; a decision is made once and stays."""
+    """One file for each release in `folder`, and one for each decision; a decision is made once and
+    stays."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,27 +42,45 @@ class Approvals:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> bool | None:
-        """The decision on a message's release, waited for at most `seconds`; None when there is none yet."""
+        """The decision on a message's release, waited for at most `seconds`; None when there is
+        none yet."""
         name, deadline = self.name(message_id), clock() + seconds
-        write_once(self.folder / f"{name}.waiting", json.dumps({"message_id": message_id, "what": what}).encode())
+        write_once(
+            self.folder / f"{name}.waiting",
+            json.dumps({"message_id": message_id, "what": what}).encode(),
+        )
         while (decided := self._decided(name)) is None and clock() < deadline:
             sleep(POLL)
         return decided
 
     def decide(self, name: str, approve: bool) -> Waiting:
-        """Approve or deny. Raises ConfigError for a name that nothing waits under, or a decision that was made already."""
+        """Approve or deny. Raises ConfigError for a name that nothing waits under, or a decision
+        that was made already."""
         known = {one.name: one for one in self.all()}
         if name not in known:
-            waiting = ", ".join(one.name for one in known.values() if one.decided is None) or "nothing"
+            waiting = (
+                ", ".join(one.name for one in known.values() if one.decided is None) or "nothing"
+            )
             raise ConfigError(f"no release waits under {name!r}; waiting: {waiting}")
-        if json.loads(write_once(self.folder / f"{name}.decided", json.dumps({"approved": approve}).encode()))["approved"] is not approve:
-            raise ConfigError(f"{name} was {'denied' if approve else 'approved'} before; a decision stays")
+        if (
+            json.loads(
+                write_once(
+                    self.folder / f"{name}.decided", json.dumps({"approved": approve}).encode()
+                )
+            )["approved"]
+            is not approve
+        ):
+            raise ConfigError(
+                f"{name} was {'denied' if approve else 'approved'} before; a decision stays"
+            )
         return Waiting(name, known[name].message_id, known[name].what, approve)
 
     def all(self) -> list[Waiting]:
         """Everything that waits or waited, oldest first."""
         files = sorted(self.folder.glob("*.waiting"), key=lambda file: file.stat().st_mtime_ns)
-        return [Waiting(file.stem, **_read(file), decided=self._decided(file.stem)) for file in files]
+        return [
+            Waiting(file.stem, **_read(file), decided=self._decided(file.stem)) for file in files
+        ]
 
     @staticmethod
     def name(message_id: str) -> str:

@@ -1,8 +1,9 @@
 """The site's policy: what a server may ask of this vault at all.
 
-It is the site's file, read by code the site installed. Checks are plain functions that return nothing or raise
-PolicyError with a reason for the person at the other end; no reason tells anything about private records but the
-number of units (records, or users), which receipts state anyway and which `records` means below.
+It is the site's file, read by code the site installed. Checks are plain functions that return
+nothing or raise PolicyError with a reason for the person at the other end; no reason tells anything
+about private records but the number of units (records, or users), which receipts state anyway and
+which `records` means below.
 """
 
 from __future__ import annotations
@@ -32,37 +33,52 @@ class Policy(Section):
     """The `policy` section of a site. All defaults are our choice [O] and on the careful side."""
 
     methods: tuple[Method, ...] = ("synthesize", "score", "learn", "evaluate", "answer")
-    unit: Unit = "record"  # what an epsilon protects: each record, or all records of each user (task.user_column)
+    # what an epsilon protects: each record, or all records of each user (task.user_column)
+    unit: Unit = "record"
     epsilon_per_run: float = 8.0
     epsilon_total: float = 8.0  # over everything the site ever releases
     delta: float | None = None  # null: min(1e-5, 1 / (10 n)) for n units
-    allow_large_delta: bool = False  # accept delta >= 1 / n, which permits giving away a whole record
-    minimum_records: int = 100  # a site with fewer takes no part; where users are the unit it is they who count
-    maximum_texts_per_release: int = 5000  # bounds work and memory: more texts cost no more epsilon; all sites score all texts of a round
+    # accept delta >= 1 / n, which permits giving away a whole record
+    allow_large_delta: bool = False
+    # a site with fewer takes no part; where users are the unit it is they who count
+    minimum_records: int = 100
+    # bounds work and memory: more texts cost no more epsilon; all sites score all texts of a round
+    maximum_texts_per_release: int = 5000
     share_metrics: bool = True  # test counts: small, but not covered by epsilon
-    maximum_measurements: int = 200  # of test counts, ever: each is an exact answer to a question of the server's choice
+    # of test counts, ever: each is an exact answer to a question of the server's choice
+    maximum_measurements: int = 200
     share_weights: bool = False
-    share_scores: Literal["never", "private", "any"] = "never"  # "private": only votes or gaussian; "any": also without a guarantee
+    # "private": only votes or gaussian; "any": also without a guarantee
+    share_scores: Literal["never", "private", "any"] = "never"
     share_questions: Literal["never", "gateway_only"] = "never"
     allow_unprotected: bool = False  # releases without any guarantee
-    approval: Literal["never", "each"] = "never"  # each: texts, scores and weights wait for `fedduet-vault approve`
-    approval_seconds: float = pydantic.Field(600.0, ge=0)  # that a request waits for it before it is told to come again
+    # each: texts, scores and weights wait for `fedduet-vault approve`
+    approval: Literal["never", "each"] = "never"
+    # that a request waits for it before it is told to come again
+    approval_seconds: float = pydantic.Field(600.0, ge=0)
 
     @pydantic.field_validator("epsilon_per_run", "epsilon_total")
     @classmethod
     def _positive(cls, value: float) -> float:
         if not value > 0:
-            raise ValueError(f"found {value}; allowed: above 0 (an epsilon of 0 releases nothing: take the method off `methods` instead)")
+            raise ValueError(
+                f"found {value}; allowed: above 0 (an epsilon of 0 releases nothing: take the"
+                " method off `methods` instead)"
+            )
         return value
 
     @pydantic.field_validator("delta")
     @classmethod
     def _probability(cls, value: float | None) -> float | None:
         if value is not None and not 0 < value < 1:
-            raise ValueError(f"found {value}; allowed: above 0, below 1, or null for min(1e-5, 1 / (10 n))")
+            raise ValueError(
+                f"found {value}; allowed: above 0, below 1, or null for min(1e-5, 1 / (10 n))"
+            )
         return value
 
-    @pydantic.field_validator("minimum_records", "maximum_texts_per_release", "maximum_measurements")
+    @pydantic.field_validator(
+        "minimum_records", "maximum_texts_per_release", "maximum_measurements"
+    )
     @classmethod
     def _at_least_one(cls, value: int) -> int:
         if value < 1:
@@ -72,33 +88,42 @@ class Policy(Section):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Policy:
         if self.epsilon_per_run > self.epsilon_total:
-            raise ValueError(f"found epsilon_per_run {self.epsilon_per_run:g}; allowed: at most epsilon_total, {self.epsilon_total:g}")
+            raise ValueError(
+                f"found epsilon_per_run {self.epsilon_per_run:g}; allowed: at most epsilon_total,"
+                f" {self.epsilon_total:g}"
+            )
         if math.isinf(self.epsilon_total) and not self.allow_unprotected:
-            raise ValueError("found an infinite epsilon_total; allowed: a finite one, or allow_unprotected: true")
+            raise ValueError(
+                "found an infinite epsilon_total; allowed: a finite one, or allow_unprotected: true"
+            )
         return self
 
 
 def delta_for(policy: Policy, records: int, asked: float | None = None) -> float:
-    """The delta of this site's guarantees: its own, or `asked` if that is smaller. Null is min(1e-5, 1 / (10 n)) [O].
+    """The delta of this site's guarantees: its own, or `asked` if that is smaller. Null is
+    min(1e-5, 1 / (10 n)) [O].
 
-    Raises PolicyError for a delta of 1 / n or more, at which a mechanism may publish a whole record, unless
-    `allow_large_delta`.
+    Raises PolicyError for a delta of 1 / n or more, at which a mechanism may publish a whole
+    record, unless `allow_large_delta`.
     """
     own = policy.delta if policy.delta is not None else min(1e-5, 1 / (10 * max(records, 1)))
     if asked is not None and not 0 < asked < 1:
-        raise PolicyError(f"delta: found {asked!r}; allowed: above 0, below 1, or none for the site's own")
+        raise PolicyError(
+            f"delta: found {asked!r}; allowed: above 0, below 1, or none for the site's own"
+        )
     delta = own if asked is None else min(own, asked)
     if delta >= 1 / max(records, 1) and not policy.allow_large_delta:
         raise PolicyError(
-            f"delta {delta:g} is not below 1 / n = {1 / max(records, 1):g} for the {records} {policy.unit}s here, so a "
-            f"whole {policy.unit} could be given away; "
-            f"allowed: a smaller delta, or allow_large_delta in the site's policy"
+            f"delta {delta:g} is not below 1 / n = {1 / max(records, 1):g} for the {records}"
+            f" {policy.unit}s here, so a whole {policy.unit} could be given away; allowed: a"
+            " smaller delta, or allow_large_delta in the site's policy"
         )
     return delta
 
 
 def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: int) -> None:
-    """Raises PolicyError for synthetic texts, the same number for each of `labels` labels, that do not leave here."""
+    """Raises PolicyError for synthetic texts, the same number for each of `labels` labels, that do
+    not leave here."""
     _check_method(policy, "synthesize")
     _check_records(policy, records)
     check_epsilon(policy, request.epsilon)
@@ -106,20 +131,28 @@ def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: 
     _check_round(request)
     if request.per_label < 1:
         raise PolicyError(f"per_label: found {request.per_label}; allowed: at least 1")
-    _check_size(policy, request.per_label * labels, f"texts ({request.per_label} for each of {labels} labels)")
+    _check_size(
+        policy,
+        request.per_label * labels,
+        f"texts ({request.per_label} for each of {labels} labels)",
+    )
 
 
 def check_learn(policy: Policy, request: Learn, records: int) -> None:
-    """Raises PolicyError for a training, or for weights leaving after it, that this site does not grant."""
+    """Raises PolicyError for a training, or for weights leaving after it, that this site does not
+    grant."""
     _check_method(policy, "learn")
     if request.private:
         _check_records(policy, records)
     if request.share_weights:
         if not policy.share_weights:
-            raise PolicyError("weights do not leave this site; allowed: the same request with share_weights false")
+            raise PolicyError(
+                "weights do not leave this site; allowed: the same request with share_weights false"
+            )
         if not policy.allow_unprotected:
             raise PolicyError(
-                "weights trained without noise carry no privacy guarantee; they leave only if the site's policy sets allow_unprotected"
+                "weights trained without noise carry no privacy guarantee; they leave only if the"
+                " site's policy sets allow_unprotected"
             )
 
 
@@ -131,35 +164,45 @@ def check_rows(data: LabelledTexts, labels: int) -> None:
 
 
 def check_evaluate(policy: Policy, request: Evaluate, made: int = 0) -> None:
-    """Raises PolicyError where test counts do not leave, or not after the `made` measurements there were."""
+    """Raises PolicyError where test counts do not leave, or not after the `made` measurements there
+    were."""
     _check_method(policy, "evaluate")
     check_measurement(policy, f"test counts of model {request.model!r}", made)
 
 
 def check_measurement(policy: Policy, what: str, made: int) -> None:
-    """Raises PolicyError where counts do not leave, or not after the `made` measurements there were."""
+    """Raises PolicyError where counts do not leave, or not after the `made` measurements there
+    were."""
     if not policy.share_metrics:
         raise PolicyError(f"{what} do not leave this site: share_metrics is false in its policy")
     if made >= policy.maximum_measurements:
         most = policy.maximum_measurements
-        raise PolicyError(f"{made} measurements left this site; allowed: at most {most} (maximum_measurements in its policy)")
+        raise PolicyError(
+            f"{made} measurements left this site; allowed: at most {most} (maximum_measurements in"
+            " its policy)"
+        )
 
 
 def check_score(policy: Policy, request: Score, records: int, labels: int) -> None:
-    """Raises PolicyError for scores that do not leave here, or not under this kind of feedback, or of no texts of this task."""
+    """Raises PolicyError for scores that do not leave here, or not under this kind of feedback, or
+    of no texts of this task."""
     _check_method(policy, "score")
     if policy.share_scores == "never":
         raise PolicyError("scores do not leave this site: share_scores is never in its policy")
     if request.feedback == "none" and policy.share_scores != "any":
         raise PolicyError(
-            "scores without a guarantee do not leave this site: share_scores is private in its policy; allowed: feedback votes or gaussian"
+            "scores without a guarantee do not leave this site: share_scores is private in its"
+            " policy; allowed: feedback votes or gaussian"
         )
     _check_records(policy, records)
     _check_round(request)
     delta_for(policy, records, request.delta)
     if request.feedback != "none":
         if math.isinf(request.epsilon):
-            raise PolicyError(f"epsilon: found inf for feedback {request.feedback}; allowed: at most {policy.epsilon_per_run:g}")
+            raise PolicyError(
+                f"epsilon: found inf for feedback {request.feedback}; allowed: at most"
+                f" {policy.epsilon_per_run:g}"
+            )
         check_epsilon(policy, request.epsilon)
     if not len(request.data):
         raise PolicyError("data: found no texts to score; allowed: at least 1")
@@ -168,50 +211,68 @@ def check_score(policy: Policy, request: Score, records: int, labels: int) -> No
 
 
 def check_answer(policy: Policy, through_gateway: bool) -> None:
-    """Raises PolicyError where answering a question would show it, and the steps so far, to the LLM against the policy.
+    """Raises PolicyError where answering a question would show it, and the steps so far, to the LLM
+    against the policy.
 
-    `through_gateway`: the question goes to the LLM, by the gateway, the one way allowed under "gateway_only"; otherwise
-    it stays here.
+    `through_gateway`: the question goes to the LLM, by the gateway, the one way allowed under
+    "gateway_only"; otherwise it stays here.
     """
     _check_method(policy, "answer")
     if through_gateway and policy.share_questions == "never":
         raise PolicyError(
-            'questions do not leave this site: share_questions is "never" in its policy; allowed: answers by the site\'s own models'
+            'questions do not leave this site: share_questions is "never" in its policy; allowed:'
+            " answers by the site's own models"
         )
 
 
 def check_epsilon(policy: Policy, epsilon: float) -> None:
-    """Raises PolicyError for an epsilon of a run that is not positive, too large, or infinite without leave."""
+    """Raises PolicyError for an epsilon of a run that is not positive, too large, or infinite
+    without leave."""
     if not epsilon > 0:
-        raise PolicyError(f"epsilon: found {epsilon}; allowed: above 0, at most {policy.epsilon_per_run:g} for a run at this site")
+        raise PolicyError(
+            f"epsilon: found {epsilon}; allowed: above 0, at most {policy.epsilon_per_run:g} for a"
+            " run at this site"
+        )
     if math.isinf(epsilon):
         if not policy.allow_unprotected:
             raise PolicyError(
-                f"epsilon: found inf, a release without a guarantee; allowed: at most "
+                "epsilon: found inf, a release without a guarantee; allowed: at most "
                 f"{policy.epsilon_per_run:g} for a run, unless the site's policy "
-                f"sets allow_unprotected"
+                "sets allow_unprotected"
             )
     elif epsilon > policy.epsilon_per_run:
-        raise PolicyError(f"epsilon: found {epsilon:g} for the run; allowed: at most {policy.epsilon_per_run:g} at this site")
+        raise PolicyError(
+            f"epsilon: found {epsilon:g} for the run; allowed: at most {policy.epsilon_per_run:g}"
+            " at this site"
+        )
 
 
 def _check_method(policy: Policy, method: Method) -> None:
     if method not in policy.methods:
-        raise PolicyError(f"method {method!r} is not allowed here; allowed: {', '.join(policy.methods) or 'none'}")
+        raise PolicyError(
+            f"method {method!r} is not allowed here; allowed: {', '.join(policy.methods) or 'none'}"
+        )
 
 
 def _check_round(request: Synthesize | Score) -> None:
     if not 1 <= request.rounds <= _MOST_ROUNDS or not 0 <= request.round < request.rounds:
-        raise PolicyError(f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and 1 to {_MOST_ROUNDS} rounds")
+        raise PolicyError(
+            f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and 1 to"
+            f" {_MOST_ROUNDS} rounds"
+        )
 
 
 def _check_records(policy: Policy, records: int) -> None:
     if records < policy.minimum_records:
         raise PolicyError(
-            f"this site has {records} {policy.unit}s; allowed: at least {policy.minimum_records} (minimum_records in its policy)"
+            f"this site has {records} {policy.unit}s; allowed: at least {policy.minimum_records}"
+            " (minimum_records in its policy)"
         )
 
 
 def _check_size(policy: Policy, count: int, what: str) -> None:
     if count > policy.maximum_texts_per_release:
-        raise PolicyError(f"asked for {count} {what}; allowed: at most {policy.maximum_texts_per_release} in one release")
+        raise PolicyError(
+            f"asked for {count} {what}; allowed: at most {policy.maximum_texts_per_release} in one"
+            " release"
+        )

@@ -1,4 +1,5 @@
-"""What left a site, by message id: a vault asked twice for the same release answers with the first one."""
+"""What left a site, by message id: a vault asked twice for the same release answers with the first
+one."""
 
 from __future__ import annotations
 
@@ -38,12 +39,16 @@ class Releases:
         return len(list(self.folder.glob("*.release")))
 
     def keep(self, message_id: str, answer: Any) -> Any:
-        """Store `answer` durably and return what may leave: `answer`, or the one that was stored for this id before.
+        """Store `answer` durably and return what may leave: `answer`, or the one that was stored
+        for this id before.
 
-        Two trainings for one id may run at once; the charge pays for one release, so the first to be stored is everybody's answer.
-        Raises OSError when it cannot be written; then nothing must leave.
+        Two trainings for one id may run at once; the charge pays for one release, so the first to
+        be stored is everybody's answer. Raises OSError when it cannot be written; then nothing must
+        leave.
         """
-        kind, _, stored = write_once(self._file(message_id), type(answer).__name__.encode() + b"\n" + encode(answer)).partition(b"\n")
+        kind, _, stored = write_once(
+            self._file(message_id), type(answer).__name__.encode() + b"\n" + encode(answer)
+        ).partition(b"\n")
         return decode(kind.decode(), stored)
 
     def _file(self, message_id: str) -> Path:
@@ -51,7 +56,8 @@ class Releases:
 
 
 def write_once(file: Path, content: bytes) -> bytes:
-    """Write `content` durably to a new `file`, or leave it as it is; returns what is in it now. Raises OSError when that fails."""
+    """Write `content` durably to a new `file`, or leave it as it is; returns what is in it now.
+    Raises OSError when that fails."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
     try:

@@ -1,4 +1,5 @@
-"""The vault that answers questions: what leaves, what the policy keeps, gateways that fail, and questions asked by hand."""
+"""The vault that answers questions: what leaves, what the policy keeps, gateways that fail, and
+questions asked by hand."""
 
 import dataclasses
 import json
@@ -23,17 +24,42 @@ from fedduet.server.llm.transformers_engine import TransformersLLM
 from fedduet.tasks.builtin.arithmetic import site_questions
 from fedduet.tasks.reasoning import prompt
 from fedduet.wire.codec import encode
-from fedduet.wire.messages import Answer, Answered, Evaluate, Introduce, Introduced, Learn, Learned, Refused, Synthesize
+from fedduet.wire.messages import (
+    Answer,
+    Answered,
+    Evaluate,
+    Introduce,
+    Introduced,
+    Learn,
+    Learned,
+    Refused,
+    Synthesize,
+)
 
 from fedduet import conf
 
-SEARCH = {"step_tokens": 8, "max_steps": 3, "solution_tokens": 16, "iterations": 4, "llm_token_budget": 60}
+SEARCH = {
+    "step_tokens": 8,
+    "max_steps": 3,
+    "solution_tokens": 16,
+    "iterations": 4,
+    "llm_token_budget": 60,
+}
 
 
 @pytest.fixture(scope="session")
 def reward_folder(tiny_model, tmp_path_factory):
-    solutions = [LabelledSolution(0, ("so 1 + 1 = 2",), (True,)), LabelledSolution(0, ("so 1 + 1 = 3",), (False,))]
-    return fit_likelihood(tiny_model, ["start with 1 ."], solutions, prompt, tmp_path_factory.mktemp("models") / "reward")
+    solutions = [
+        LabelledSolution(0, ("so 1 + 1 = 2",), (True,)),
+        LabelledSolution(0, ("so 1 + 1 = 3",), (False,)),
+    ]
+    return fit_likelihood(
+        tiny_model,
+        ["start with 1 ."],
+        solutions,
+        prompt,
+        tmp_path_factory.mktemp("models") / "reward",
+    )
 
 
 @pytest.fixture
@@ -41,9 +67,17 @@ def site(tiny_model, reward_folder, tmp_path):
     """`make(policy..., answers...)`: the bakery's vault, its SLM not yet tuned."""
 
     def make(answers=None, **policy):
-        overrides = ["strategy=gboost", f"slm.path={tiny_model}", f"llm.path={tiny_model}", "slm.max_steps=4", "task.rows_per_client=20"]
+        overrides = [
+            "strategy=gboost",
+            f"slm.path={tiny_model}",
+            f"llm.path={tiny_model}",
+            "slm.max_steps=4",
+            "task.rows_per_client=20",
+        ]
         config = conf.compose([*overrides, "task.test_rows=6"])
-        config["answers"] |= {"reward": {"path": str(reward_folder), "form": "likelihood"}} | (answers or {})
+        config["answers"] |= {"reward": {"path": str(reward_folder), "form": "likelihood"}} | (
+            answers or {}
+        )
         config["privacy"]["policy"] |= {"minimum_records": 10} | policy
         return open_vault(simulated_site(config, "bakery", tmp_path / "site", tmp_path))
 
@@ -56,10 +90,34 @@ def learnt(vault):
 
 
 def answer(method="search", id="run/answer/bakery", **changes):
-    return Answer(**({"message_id": id, "run": "run", "model": "private", "method": method, "search": SEARCH, "samples": 3} | changes))
+    return Answer(
+        **(
+            {
+                "message_id": id,
+                "run": "run",
+                "model": "private",
+                "method": method,
+                "search": SEARCH,
+                "samples": 3,
+            }
+            | changes
+        )
+    )
 
 
-@pytest.mark.parametrize("method", ["search", "slm", "slm_base", "llm", "proxy_tuning", "average", "slm_best_of_n", "average_majority"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "search",
+        "slm",
+        "slm_base",
+        "llm",
+        "proxy_tuning",
+        "average",
+        "slm_best_of_n",
+        "average_majority",
+    ],
+)
 def test_every_method_answers_every_question_within_the_budget(site, method):
     vault = learnt(site())
     counts = vault.answer(answer(method))
@@ -70,14 +128,18 @@ def test_every_method_answers_every_question_within_the_budget(site, method):
     assert (counts.reward_calls > 0) == (method in ("search", "slm_best_of_n"))
     assert vault.answer(answer(method)) == counts  # the first answer again
     other = vault.answer(answer(method, id="again"))
-    assert dataclasses.replace(other, seconds=counts.seconds) == counts  # deterministic under a seed
+    # deterministic under a seed
+    assert dataclasses.replace(other, seconds=counts.seconds) == counts
 
 
 def test_no_question_and_no_step_is_in_what_leaves(site):
     vault = learnt(site())
     left = encode(vault.answer(answer()))
     for question in site_questions("bakery", 26, 0):
-        assert not any(word in left.decode() for word in ("start with", "a red", question.question, *question.steps))
+        assert not any(
+            word in left.decode()
+            for word in ("start with", "a red", question.question, *question.steps)
+        )
     assert set(json.loads(left)) == {field.name for field in dataclasses.fields(Answered)}
 
 
@@ -85,13 +147,22 @@ def test_questions_stay_where_the_policy_says_never(site):
     vault = learnt(site(share_questions="never"))
     for method in ("search", "llm", "proxy_tuning"):
         refused = vault.answer(answer(method))
-        assert isinstance(refused, Refused) and refused.kind == "policy" and 'share_questions is "never"' in refused.reason
+        assert (
+            isinstance(refused, Refused)
+            and refused.kind == "policy"
+            and 'share_questions is "never"' in refused.reason
+        )
     with pytest.raises(PolicyError, match="share_questions"):
         vault.solve("run", "private", "start with 3 . then a red . how many ?", SearchConfig())
     private = vault.answer(answer("search", id="p", search=SEARCH | {"modes": "private"}))
     assert isinstance(private, Answered) and private.llm_tokens == 0
     # an LLM of the site's own is no way out for a question
-    assert isinstance(learnt(site(answers={"llm_is_remote": False}, share_questions="never")).answer(answer(id="own")), Answered)
+    assert isinstance(
+        learnt(site(answers={"llm_is_remote": False}, share_questions="never")).answer(
+            answer(id="own")
+        ),
+        Answered,
+    )
 
 
 def test_counts_leave_only_as_often_as_the_policy_says(site):
@@ -107,7 +178,10 @@ def test_what_is_no_request_for_this_kind_of_site_is_refused(site):
     for request in (Synthesize("s", "run", 0, 1, 3, 8.0), Evaluate("e", "run", "private")):
         assert "kind reasoning" in ask(vault, request)[0].reason
     assert "has to learn it first" in ask(vault, answer())[0].reason
-    assert "keeps the weights" in ask(vault, Learn("l", "run", "private", share_weights=True))[0].reason
+    assert (
+        "keeps the weights"
+        in ask(vault, Learn("l", "run", "private", share_weights=True))[0].reason
+    )
     learnt(vault)
     assert "did you mean slm" in ask(vault, answer("slms"))[0].reason
     assert ask(vault, answer(search={"iterations": 0}))[0].reason.startswith("search.iterations")
@@ -120,10 +194,14 @@ def test_what_is_no_request_for_this_kind_of_site_is_refused(site):
 
 def test_a_lora_slm_keeps_its_base_at_no_extra_cost(site):
     vault = site()
-    vault.config = dataclasses.replace(vault.config, slm=vault.config.slm.model_copy(update={"method": "lora"}))
+    vault.config = dataclasses.replace(
+        vault.config, slm=vault.config.slm.model_copy(update={"method": "lora"})
+    )
     learnt(vault)
     assert (vault._folder("run", "private") / "adapter_config.json").is_file()
-    assert isinstance(vault.answer(answer()), Answered) and isinstance(vault.answer(answer("slm_base", id="b")), Answered)
+    assert isinstance(vault.answer(answer()), Answered) and isinstance(
+        vault.answer(answer("slm_base", id="b")), Answered
+    )
 
 
 def test_another_kind_of_task_has_no_such_vault(tmp_path):
@@ -137,7 +215,13 @@ def gateway(tiny_model, monkeypatch):
     """The address of a gateway that serves the tiny model; the key is in the environment."""
     monkeypatch.setenv("SITE_KEY", "key-of-the-first-site-0123456789")
     tokenizer = load_tokenizer(tiny_model, generates=True)
-    llm = TransformersLLM(load_causal_lm(tiny_model, tokenizer=tokenizer), tokenizer, name="tiny", form="completion", context=256)
+    llm = TransformersLLM(
+        load_causal_lm(tiny_model, tokenizer=tokenizer),
+        tokenizer,
+        name="tiny",
+        form="completion",
+        context=256,
+    )
     limits = GatewayConfig(requests_per_minute=10_000, tokens_per_minute=10**9)
     app = gateway_app(Gateway(llm, Keys.read("key-of-the-first-site-0123456789", "keys"), limits))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
@@ -156,7 +240,12 @@ def gateway(tiny_model, monkeypatch):
 def test_a_gateway_takes_part(site, gateway, write):
     vault = learnt(site(answers={"base_url": gateway, "key_env": "SITE_KEY", "write": write}))
     counts = vault.answer(answer())
-    assert isinstance(counts, Answered) and counts.requests > 0 and counts.llm_tokens > 0 and counts.degraded < counts.llm_tokens
+    assert (
+        isinstance(counts, Answered)
+        and counts.requests > 0
+        and counts.llm_tokens > 0
+        and counts.degraded < counts.llm_tokens
+    )
     assert isinstance(vault.answer(answer("llm", id="b")), Answered)
 
 
@@ -177,11 +266,19 @@ def test_a_gateway_that_is_gone_or_lies_never_fails_a_question(site, reply):
                         return
                     with met:
                         met.recv(65536)
-                        head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(reply)}\r\nconnection: close\r\n\r\n"
+                        head = (
+                            f"HTTP/1.1 200 OK\r\ncontent-length: {len(reply)}\r\nconnection:"
+                            " close\r\n\r\n"
+                        )
                         met.sendall(head.encode() + reply)
 
             threading.Thread(target=lie, daemon=True).start()
         vault = learnt(site(answers={"base_url": where, "seconds": 2.0}))
         counts = vault.answer(answer())
-        assert isinstance(counts, Answered) and counts.total == 6 and counts.degraded > 0 and counts.llm_tokens == 0
+        assert (
+            isinstance(counts, Answered)
+            and counts.total == 6
+            and counts.degraded > 0
+            and counts.llm_tokens == 0
+        )
         assert counts.collaborative_steps == 0

@@ -1,4 +1,5 @@
-"""The vault as a service: HTTP on a Unix socket, couriers, hostile messages, malformed bodies, and a kill in the middle of a release."""
+"""The vault as a service: HTTP on a Unix socket, couriers, hostile messages, malformed bodies, and
+a kill in the middle of a release."""
 
 import json
 import os
@@ -27,7 +28,18 @@ from fedduet.scripts.launching.inprocess import InProcessGrid
 from fedduet.scripts.vault import main
 from fedduet.wire.body import from_body, to_body
 from fedduet.wire.codec import WireError, pack, unpack
-from fedduet.wire.messages import Evaluate, Introduce, Introduced, LabelledTexts, Learn, Learned, Refused, Score, Synthesize, Synthesized
+from fedduet.wire.messages import (
+    Evaluate,
+    Introduce,
+    Introduced,
+    LabelledTexts,
+    Learn,
+    Learned,
+    Refused,
+    Score,
+    Synthesize,
+    Synthesized,
+)
 
 from fedduet import conf
 
@@ -37,16 +49,39 @@ def site_yaml(tmp_path, tiny_model, private_csv):
     """A site's file; `write(**policy)` writes it with a policy."""
     private = tmp_path / "coffee.csv"
     lines = (private_csv / "train.csv").read_text().splitlines()
-    private.write_text("\n".join([lines[0], *(line for line in lines[1:] if line.endswith(",coffee"))]) + "\n")
+    private.write_text(
+        "\n".join([lines[0], *(line for line in lines[1:] if line.endswith(",coffee"))]) + "\n"
+    )
 
     def write(steps=4, **policy):
-        config = conf.compose(["task=files", f"slm.path={tiny_model}", f"generator.path={tiny_model}"])
+        config = conf.compose(
+            ["task=files", f"slm.path={tiny_model}", f"generator.path={tiny_model}"]
+        )
         slm = config["slm"] | {"max_steps": 4, "min_steps": 0}
-        generator = config["generator"] | {"steps": steps, "max_new_tokens": 16, "attempts": 1, "logical_batch": 8}
-        task = {"name": "reviews", "source": "files", "path": {"coffee": str(private)}, "clients": {"coffee": "coffee"}}
+        generator = config["generator"] | {
+            "steps": steps,
+            "max_new_tokens": 16,
+            "attempts": 1,
+            "logical_batch": 8,
+        }
+        task = {
+            "name": "reviews",
+            "source": "files",
+            "path": {"coffee": str(private)},
+            "clients": {"coffee": "coffee"},
+        }
         task |= {"labels": {"0": "negative", "1": "positive"}, "test_fraction": 0.2}
-        values = {"client": "coffee", "folder": str(tmp_path / "state"), "socket": str(tmp_path / "run" / "vault.sock")}
-        values |= {"task": task, "slm": slm, "generator": generator, "policy": {"minimum_records": 10} | policy}
+        values = {
+            "client": "coffee",
+            "folder": str(tmp_path / "state"),
+            "socket": str(tmp_path / "run" / "vault.sock"),
+        }
+        values |= {
+            "task": task,
+            "slm": slm,
+            "generator": generator,
+            "policy": {"minimum_records": 10} | policy,
+        }
         file = tmp_path / "site.yaml"
         file.write_text(yaml.safe_dump(values))
         return file
@@ -76,7 +111,19 @@ def serving(site_yaml):
 
 
 def synthesize(id="run/synthesize-0/coffee", **changes):
-    return Synthesize(**({"message_id": id, "run": "run", "round": 0, "rounds": 1, "per_label": 3, "epsilon": 8.0} | changes))
+    return Synthesize(
+        **(
+            {
+                "message_id": id,
+                "run": "run",
+                "round": 0,
+                "rounds": 1,
+                "per_label": 3,
+                "epsilon": 8.0,
+            }
+            | changes
+        )
+    )
 
 
 def test_a_release_is_made_once_and_charged_once(serving, tmp_path, capsys):
@@ -91,10 +138,19 @@ def test_a_release_is_made_once_and_charged_once(serving, tmp_path, capsys):
     capsys.readouterr()
     assert main(["status", "--json", "--config", str(tmp_path / "site.yaml")]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert 0 < told["epsilon_spent"] <= 8 and [one["what"] for one in told["charges"]] == ["dp-sgd"] and told["measurements"] == 1
-    assert main(["status", "--config", str(tmp_path / "site.yaml")]) == 0 and "of 8 spent" in capsys.readouterr().out
+    assert (
+        0 < told["epsilon_spent"] <= 8
+        and [one["what"] for one in told["charges"]] == ["dp-sgd"]
+        and told["measurements"] == 1
+    )
+    assert (
+        main(["status", "--config", str(tmp_path / "site.yaml")]) == 0
+        and "of 8 spent" in capsys.readouterr().out
+    )
     assert main(["releases", "--config", str(tmp_path / "site.yaml")]) == 0
-    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == list(first.data.texts)
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == list(
+        first.data.texts
+    )
 
 
 def test_the_courier_passes_messages_on(serving):
@@ -104,19 +160,30 @@ def test_the_courier_passes_messages_on(serving):
         grid = InProcessGrid(app, 1, {})
         grid._contexts[1].node_config.clear()
         grid._contexts[1].node_config.update(node)
-        (reply,) = grid.send_and_receive([grid.create_message(pack(request), "query.introduce", 1, "g")])
+        (reply,) = grid.send_and_receive(
+            [grid.create_message(pack(request), "query.introduce", 1, "g")]
+        )
         return unpack(reply.content)[0]
 
-    assert send(Introduce("i", "run"), {"vault": url, "partition-id": 0}) == Introduced("coffee", "coffee")  # the vault comes first
+    # the vault comes first
+    assert send(Introduce("i", "run"), {"vault": url, "partition-id": 0}) == Introduced(
+        "coffee", "coffee"
+    )
     gone = send(Introduce("i", "run"), {"vault": "unix:///nowhere/vault.sock"})
     assert isinstance(gone, Refused) and "cannot be reached" in gone.reason
-    assert "unix:///path/to/socket" in send(Introduce("i", "run"), {"vault": "http://1.2.3.4"}).reason
+    assert (
+        "unix:///path/to/socket" in send(Introduce("i", "run"), {"vault": "http://1.2.3.4"}).reason
+    )
 
 
 def test_weights_travel_as_tensors_when_the_policy_agrees(serving):
     url = serving(share_weights=True, allow_unprotected=True)
     learned, weights = ask_remote(url, Learn("l", "run", "fedavg", share_weights=True))
-    assert isinstance(learned, Learned) and learned.receipt.mechanism == "none" and sum(value.size for value in weights.values()) > 1000
+    assert (
+        isinstance(learned, Learned)
+        and learned.receipt.mechanism == "none"
+        and sum(value.size for value in weights.values()) > 1000
+    )
     again, _ = ask_remote(url, Learn("m", "run", "fedavg", private=False), weights)
     assert isinstance(again, Learned)
 
@@ -132,7 +199,10 @@ def test_weights_travel_as_tensors_when_the_policy_agrees(serving):
         (Evaluate("e", "run", "x", scope="pooled"), "only a simulation"),
         (Evaluate("e", "run", "other-run-model"), "keeps no model"),
         (Score("s", "run", "x", LabelledTexts(["t"], [0]), 8.0), "share_scores"),
-        (Score("s", "run", "x", LabelledTexts(["t"], [0]), 8.0, counterfactual=True), "only in a simulation"),
+        (
+            Score("s", "run", "x", LabelledTexts(["t"], [0]), 8.0, counterfactual=True),
+            "only in a simulation",
+        ),
         (Introduced("a", "b"), "is not a request"),
     ],
 )
@@ -153,7 +223,10 @@ def test_malformed_bodies_get_an_error_and_the_vault_goes_on(serving):
         b"Learn 2\n[]",
         to_body(Learn("l", "run", "x")) + b"\x80\x04pickle",
     ]
-    bodies += [to_body(Introduce("i", "run")).replace(b'"run": "run"', name) for name in (b'"run": "../x"', b'"run": 7', b'"run": null')]
+    bodies += [
+        to_body(Introduce("i", "run")).replace(b'"run": "run"', name)
+        for name in (b'"run": "../x"', b'"run": 7', b'"run": null')
+    ]
     bodies += [bytes(draws.randrange(256) for _ in range(draws.randrange(200))) for _ in range(150)]
     for _ in range(150):  # one byte changed anywhere
         place = draws.randrange(len(whole))
@@ -163,25 +236,40 @@ def test_malformed_bodies_get_an_error_and_the_vault_goes_on(serving):
         codes = {client.post("/v1/messages", content=body).status_code for body in bodies}
         assert codes <= {200, 400}
         assert client.get("/health").json() == {"client": "coffee", "busy": False}
-        assert client.get("/v1/messages").status_code == 405 and client.get("/docs").status_code == 404
+        assert (
+            client.get("/v1/messages").status_code == 405 and client.get("/docs").status_code == 404
+        )
 
 
 def test_a_release_waits_for_a_person_and_a_denial_stays(serving, tmp_path, capsys):
     url, file = serving(approval="each", approval_seconds=0.0), str(tmp_path / "site.yaml")
     waiting, _ = ask_remote(url, synthesize())
-    assert isinstance(waiting, Refused) and waiting.kind == "waiting" and "texts to run run, dp-sgd, epsilon" in waiting.reason
+    assert (
+        isinstance(waiting, Refused)
+        and waiting.kind == "waiting"
+        and "texts to run run, dp-sgd, epsilon" in waiting.reason
+    )
     assert isinstance(ask_remote(url, Learn("l", "run", "local"))[0], Learned)  # no release
     capsys.readouterr()
     assert main(["releases", "--config", file]) == 0 and capsys.readouterr().out == ""
     assert main(["approve", "--config", file]) == 0
     name, *texts = capsys.readouterr().out.splitlines()
     name = name.partition(":")[0]
-    assert main(["approve", "--config", file, "nothing"]) == 2 and f"waiting: {name}" in capsys.readouterr().err
+    assert (
+        main(["approve", "--config", file, "nothing"]) == 2
+        and f"waiting: {name}" in capsys.readouterr().err
+    )
     assert main(["approve", "--config", file, name]) == 0 and "approved" in capsys.readouterr().out
     answer, _ = ask_remote(url, synthesize())
-    assert isinstance(answer, Synthesized) and [f"    {text}" for text in answer.data.texts] == texts[:-1]
+    assert (
+        isinstance(answer, Synthesized)
+        and [f"    {text}" for text in answer.data.texts] == texts[:-1]
+    )
     assert len(Ledger(tmp_path / "state" / "ledger.jsonl", 8.0, 1e-5).entries()) == 1
-    assert main(["approve", "--config", file, "--deny", name]) == 2 and "a decision stays" in capsys.readouterr().err
+    assert (
+        main(["approve", "--config", file, "--deny", name]) == 2
+        and "a decision stays" in capsys.readouterr().err
+    )
 
     other = synthesize(id="second", round=1, rounds=2)
     assert ask_remote(url, other)[0].kind in ("waiting", "budget")
@@ -191,8 +279,12 @@ def test_a_request_waits_for_an_approval_and_takes_a_denial(tmp_path):
     approvals = Approvals(tmp_path)
     deciding = threading.Timer(0.3, lambda: approvals.decide(approvals.name("m"), False))
     deciding.start()
-    assert approvals.wait("m", "texts", 20.0) is False and approvals.wait("m", "texts", 0.0) is False
-    assert approvals.wait("n", "texts", 0.0) is None and [one.decided for one in approvals.all()] == [False, None]
+    assert (
+        approvals.wait("m", "texts", 20.0) is False and approvals.wait("m", "texts", 0.0) is False
+    )
+    assert approvals.wait("n", "texts", 0.0) is None and [
+        one.decided for one in approvals.all()
+    ] == [False, None]
 
 
 def test_bodies_come_back_and_pickles_do_not_open():
@@ -211,11 +303,14 @@ def test_only_the_sites_user_may_connect(serving, tmp_path):
         listen(read_site(tmp_path / "site.yaml")[0])
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to become another user")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="needs root to become another user"
+)
 def test_code_of_another_user_reads_neither_data_nor_ledger(serving, tmp_path):
     ask_remote(serving(), synthesize())
     os.chmod(tmp_path / "coffee.csv", 0o600)
-    for folder in (tmp_path, *tmp_path.parents):  # the way there is open: only the site's own modes protect it
+    # the way there is open: only the site's own modes protect it
+    for folder in (tmp_path, *tmp_path.parents):
         if folder != folder.parent and str(folder).startswith(str(tmp_path.parents[2])):
             os.chmod(folder, 0o755)
     script = f"""
@@ -237,13 +332,17 @@ raise SystemExit(len(opened))
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_vault_killed_in_the_middle_of_a_release_finishes_it_without_paying_again(site_yaml, tmp_path):
+def test_a_vault_killed_in_the_middle_of_a_release_finishes_it_without_paying_again(
+    site_yaml, tmp_path
+):
     file, ledger = site_yaml(steps=40), tmp_path / "state" / "ledger.jsonl"
     url = f"unix://{tmp_path}/run/vault.sock"
 
     def start():
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedduet.scripts.vault", "--config", str(file)], stdout=subprocess.PIPE, cwd=conf.FOLDER.parent
+            [sys.executable, "-m", "fedduet.scripts.vault", "--config", str(file)],
+            stdout=subprocess.PIPE,
+            cwd=conf.FOLDER.parent,
         )
         assert b"listening" in process.stdout.readline()
         return process
@@ -262,7 +361,11 @@ def test_a_vault_killed_in_the_middle_of_a_release_finishes_it_without_paying_ag
     process = start()  # the socket that was left behind is no obstacle
     try:
         answer, _ = ask_remote(url, synthesize())
-        assert isinstance(answer, Synthesized) and Ledger(ledger, 8.0, 1e-5).entries() == paid and len(paid) == 1
+        assert (
+            isinstance(answer, Synthesized)
+            and Ledger(ledger, 8.0, 1e-5).entries() == paid
+            and len(paid) == 1
+        )
     finally:
         process.terminate()
         process.wait()

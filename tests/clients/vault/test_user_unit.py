@@ -1,4 +1,5 @@
-"""A site whose policy protects users: n counts users everywhere, one user has one vote and one clipped gradient, and units do not mix."""
+"""A site whose policy protects users: n counts users everywhere, one user has one vote and one
+clipped gradient, and units do not mix."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from fedduet.tasks.data.load import check_data, load_client
 from fedduet.tasks.task import Record
 from fedduet.wire.messages import LabelledTexts, Refused, Score, Synthesize
 
-DATA = LabelledTexts(["a fine cup .", "it broke at once .", "the lid is loose .", "warm for hours ."], [1, 0, 0, 1])
+DATA = LabelledTexts(
+    ["a fine cup .", "it broke at once .", "the lid is loose .", "warm for hours ."], [1, 0, 0, 1]
+)
 WRITERS = 16
 
 
@@ -31,7 +34,9 @@ def signed(private_csv, tmp_path):
     with (tmp_path / "signed.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "writer"])
         writer.writeheader()
-        writer.writerows(row | {"writer": f"writer {number % WRITERS}"} for number, row in enumerate(rows))
+        writer.writerows(
+            row | {"writer": f"writer {number % WRITERS}"} for number, row in enumerate(rows)
+        )
     return {"path": str(tmp_path / "signed.csv"), "user_column": "writer"}
 
 
@@ -45,7 +50,17 @@ def by_user(site, signed):
 
 
 def ask(message_id="m", **changes) -> Synthesize:
-    return Synthesize(**{"message_id": message_id, "run": "r", "round": 0, "rounds": 1, "per_label": 3, "epsilon": 8.0, **changes})
+    return Synthesize(
+        **{
+            "message_id": message_id,
+            "run": "r",
+            "round": 0,
+            "rounds": 1,
+            "per_label": 3,
+            "epsilon": 8.0,
+            **changes,
+        }
+    )
 
 
 def test_texts_are_released_by_a_plan_and_a_training_of_users(by_user, seen):
@@ -56,7 +71,11 @@ def test_texts_are_released_by_a_plan_and_a_training_of_users(by_user, seen):
     owners, report = seen.generator[0][7], seen.reports[0]
     assert len(set(owners)) == len(users) < len(owners) == 32
     steps, rate = planned_steps(vault.config.generator, len(users))
-    assert (report.steps, report.sample_rate) == (steps, rate) == (answer.receipt.steps, answer.receipt.sample_rate)
+    assert (
+        (report.steps, report.sample_rate)
+        == (steps, rate)
+        == (answer.receipt.steps, answer.receipt.sample_rate)
+    )
     assert (answer.receipt.unit, answer.receipt.records, answer.receipt.delta) == (
         "user",
         len(users),
@@ -70,12 +89,17 @@ def test_texts_are_released_by_a_plan_and_a_training_of_users(by_user, seen):
 def test_scores_are_made_of_users(by_user, kind, monkeypatch):
     given, name = [], {"votes": "vote_sum", "gaussian": "train_scorer"}[kind]
     whole = getattr(feedback, name)
-    monkeypatch.setattr(feedback, name, lambda *arguments: given.append(arguments) or whole(*arguments))
+    monkeypatch.setattr(
+        feedback, name, lambda *arguments: given.append(arguments) or whole(*arguments)
+    )
     vault = by_user()
     answer = vault.score(Score("s", "r", "fdkt", DATA, 8.0, feedback=kind))
     assert not isinstance(answer, Refused), answer
     owners = given[0][5] if kind == "votes" else given[0][2]
-    assert answer.receipt.records == len(set(owners)) <= WRITERS < len(owners) == 32 and answer.receipt.unit == "user"
+    assert (
+        answer.receipt.records == len(set(owners)) <= WRITERS < len(owners) == 32
+        and answer.receipt.unit == "user"
+    )
 
 
 def test_a_site_of_few_users_takes_no_part(by_user):
@@ -86,18 +110,28 @@ def test_a_site_of_few_users_takes_no_part(by_user):
 def test_each_user_moves_the_sum_of_votes_by_one(monkeypatch):
     draw = np.random.default_rng(0)
     own, texts = draw.standard_normal((30, 6)), draw.standard_normal((9, 6))
-    own_labels, labels, owners = draw.integers(0, 2, 30), draw.integers(0, 2, 9), draw.integers(0, 7, 30)
+    own_labels, labels, owners = (
+        draw.integers(0, 2, 30),
+        draw.integers(0, 2, 9),
+        draw.integers(0, 7, 30),
+    )
     monkeypatch.setattr(feedback, "_BLOCK", 3)  # sums run over several blocks
     whole = vote_sum(own, own_labels, texts, labels, 2, owners)
     for user in range(7):
         rest = np.flatnonzero(owners != user)
-        moved = np.linalg.norm(whole - vote_sum(own[rest], own_labels[rest], texts, labels, 2, owners[rest]))
+        moved = np.linalg.norm(
+            whole - vote_sum(own[rest], own_labels[rest], texts, labels, 2, owners[rest])
+        )
         assert moved == pytest.approx(1.0, abs=1e-9) and (owners == user).sum() > 1
 
 
 def test_each_user_moves_the_scorers_sum_by_the_clip_and_it_is_their_mean_gradient():
     draw = np.random.default_rng(1)
-    features, labels, head = 2 * draw.standard_normal((30, 5)), draw.integers(0, 3, 30), draw.standard_normal((3, 5))
+    features, labels, head = (
+        2 * draw.standard_normal((30, 5)),
+        draw.integers(0, 3, 30),
+        draw.standard_normal((3, 5)),
+    )
     owners = draw.integers(0, 7, 30)
     errors, clipped = clipped_gradients(head, features, labels, CLIP, owners), 0
     plain = clipped_gradients(head, features, labels, 1e9, range(30))
@@ -110,15 +144,21 @@ def test_each_user_moves_the_scorers_sum_by_the_clip_and_it_is_their_mean_gradie
     assert clipped > 2
 
 
-# -- What does not go together ------------------------------------------------------------------------------------------
+# -- What does not go together ---------------------------------------------------------------------
 
 
 def test_charges_for_records_and_for_users_do_not_add_up(tmp_path):
     first = Ledger(tmp_path / "ledger.jsonl", 8.0, 1e-5)
     first.charge("a", "r", "dp-sgd", Event.gaussian(3.0), 1)
     other = Ledger(tmp_path / "ledger.jsonl", 8.0, 1e-5, unit="user")
-    for call in (other.spent, lambda: other.charge("b", "r", "dp-sgd", Event.gaussian(3.0), 1), lambda: other.plan(1.0, "r", 1.0, 1)):
-        with pytest.raises(LedgerError, match="charged for each record, and the site's policy has unit user"):
+    for call in (
+        other.spent,
+        lambda: other.charge("b", "r", "dp-sgd", Event.gaussian(3.0), 1),
+        lambda: other.plan(1.0, "r", 1.0, 1),
+    ):
+        with pytest.raises(
+            LedgerError, match="charged for each record, and the site's policy has unit user"
+        ):
             call()
     assert first.spent() > 0
 
@@ -130,24 +170,40 @@ def test_a_ledger_from_before_the_choice_is_one_of_records(tmp_path):
 
 
 def test_users_need_a_column_that_names_them(site, signed):
-    with pytest.raises(ConfigError, match=r"policy\.unit: found user, but task.user_column is null"):
+    with pytest.raises(
+        ConfigError, match=r"policy\.unit: found user, but task.user_column is null"
+    ):
         site(policy={"unit": "user"})
-    with pytest.raises(ConfigError, match="users in the training rows, fewer than the logical batch of 17"):
+    with pytest.raises(
+        ConfigError, match="users in the training rows, fewer than the logical batch of 17"
+    ):
         check_data(site("other", task_changes=signed).config.task, 0, 17, ["coffee"], by_user=True)
 
 
 def test_a_row_of_nobody_is_named(tmp_path):
-    rows = [{"text": f"text {i}", "label": str(i % 2), "who": "me" if i else " "} for i in range(12)]
+    rows = [
+        {"text": f"text {i}", "label": str(i % 2), "who": "me" if i else " "} for i in range(12)
+    ]
     with (tmp_path / "data.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    task = {"name": "t", "path": str(tmp_path / "data.csv"), "clients": ["a"], "labels": {"0": "bad", "1": "good"}, "user_column": "who"}
-    with pytest.raises(ConfigError, match=r"data\.csv: row 1: column 'who' is empty; needed: whose row it is"):
+    task = {
+        "name": "t",
+        "path": str(tmp_path / "data.csv"),
+        "clients": ["a"],
+        "labels": {"0": "bad", "1": "good"},
+        "user_column": "who",
+    }
+    with pytest.raises(
+        ConfigError, match=r"data\.csv: row 1: column 'who' is empty; needed: whose row it is"
+    ):
         check_data(check(TaskConfig, task, "task"), 0)
     with pytest.raises(ConfigError, match="no column 'whom'"):
         check_data(check(TaskConfig, task | {"user_column": "whom"}, "task"), 0)
-    with pytest.raises(ConfigError, match="user_column: found 'who'; the built-in world's reviews have no writers"):
+    with pytest.raises(
+        ConfigError, match="user_column: found 'who'; the built-in world's reviews have no writers"
+    ):
         check(TaskConfig, {"name": "w", "source": "world", "user_column": "who"}, "task")
 
 

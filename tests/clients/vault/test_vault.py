@@ -1,4 +1,5 @@
-"""The vault on a real disk with real, tiny models: what is charged is what ran, is charged first, and nothing else leaves."""
+"""The vault on a real disk with real, tiny models: what is charged is what ran, is charged first,
+and nothing else leaves."""
 
 from __future__ import annotations
 
@@ -14,14 +15,33 @@ from fedduet.clients.vault import synthesis
 from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.lm.dp.accounting import Event, compose
 from fedduet.tasks.data.load import load_client
-from fedduet.wire.messages import Evaluate, Evaluated, LabelledTexts, Learn, Learned, Refused, Synthesize, Synthesized
+from fedduet.wire.messages import (
+    Evaluate,
+    Evaluated,
+    LabelledTexts,
+    Learn,
+    Learned,
+    Refused,
+    Synthesize,
+    Synthesized,
+)
 
 DELTA = 1e-5  # min(1e-5, 1 / (10 n)) for the 32 records here
 GENERATED = LabelledTexts(["a fine cup .", "it broke at once ."] * 4, [1, 0] * 4)
 
 
 def ask(message_id="m", **changes) -> Synthesize:
-    return Synthesize(**{"message_id": message_id, "run": "r", "round": 0, "rounds": 1, "per_label": 3, "epsilon": 8.0, **changes})
+    return Synthesize(
+        **{
+            "message_id": message_id,
+            "run": "r",
+            "round": 0,
+            "rounds": 1,
+            "per_label": 3,
+            "epsilon": 8.0,
+            **changes,
+        }
+    )
 
 
 def ledger_of(vault, name="ledger.jsonl") -> Ledger:
@@ -36,13 +56,15 @@ def released(vault) -> list[str]:
     return [name for name in files(vault.config.folder) if name.startswith("releases/")]
 
 
-# --- One charge, before one release, for what ran ---------------------------------------------------------------------
+# --- One charge, before one release, for what ran -------------------------------------------------
 
 
 def test_the_charge_is_on_the_disk_before_training_starts(site, seen):
     vault = site()
     at_start = []
-    seen.before.append(lambda: at_start.extend((vault.config.folder / "ledger.jsonl").read_text().splitlines()))
+    seen.before.append(
+        lambda: at_start.extend((vault.config.folder / "ledger.jsonl").read_text().splitlines())
+    )
     answer = vault.synthesize(ask())
     (line,) = at_start
     charged = json.loads(line)
@@ -58,9 +80,19 @@ def test_the_charge_is_on_the_disk_before_training_starts(site, seen):
     assert (report.steps, report.sample_rate, len(report.batch_sizes)) == (4, 0.5, 4)
     receipt = answer.receipt
     event = Event.poisson_gaussian(noise_multiplier, 0.5, 4)
-    assert (receipt.mechanism, receipt.noise_multiplier, receipt.sample_rate, receipt.steps) == ("dp-sgd", noise_multiplier, 0.5, 4)
+    assert (receipt.mechanism, receipt.noise_multiplier, receipt.sample_rate, receipt.steps) == (
+        "dp-sgd",
+        noise_multiplier,
+        0.5,
+        4,
+    )
     assert (receipt.clip, receipt.records, receipt.delta) == (config.clip, 32, DELTA)
-    assert receipt.epsilon == receipt.epsilon_total == ledger_of(vault).spent() == compose([event], DELTA)
+    assert (
+        receipt.epsilon
+        == receipt.epsilon_total
+        == ledger_of(vault).spent()
+        == compose([event], DELTA)
+    )
     assert 7.9 < receipt.epsilon <= 8
     assert receipt.released == len(answer.data)
 
@@ -76,7 +108,8 @@ def test_the_same_id_gets_the_same_texts_for_one_charge(site, seen):
     assert isinstance(first, Synthesized)
     assert vault.synthesize(ask()) == first
     assert site().synthesize(ask()) == first  # a new process on the same folder
-    assert site().synthesize(ask(per_label=1, epsilon=1.0, seed=9)) == first  # whatever else is asked under that id
+    # whatever else is asked under that id
+    assert site().synthesize(ask(per_label=1, epsilon=1.0, seed=9)) == first
     assert len(seen.generator) == 1 and len(ledger_of(vault).entries()) == 1
 
 
@@ -99,7 +132,9 @@ def test_a_crash_after_the_charge_is_made_good_without_a_second(site, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(synthesis, where, crash)
         failed = vault.synthesize(ask())
-    assert isinstance(failed, Refused) and failed.kind == "error" and "RuntimeError" in failed.reason
+    assert (
+        isinstance(failed, Refused) and failed.kind == "error" and "RuntimeError" in failed.reason
+    )
     assert "coffee" not in failed.reason  # an exception may quote a record
     assert "my private coffee" in (vault.config.folder / "failures.log").read_text()
     (charged,) = ledger_of(vault).entries()
@@ -125,11 +160,17 @@ def test_records_that_changed_after_the_charge_release_nothing(site, monkeypatch
         site().synthesize(ask())
     vault = site(generator={"epochs": 4.0})  # eight steps now, four were paid for
     answer = vault.synthesize(ask())
-    assert isinstance(answer, Refused) and answer.kind == "ledger" and "8 steps" in answer.reason and released(vault) == []
+    assert (
+        isinstance(answer, Refused)
+        and answer.kind == "ledger"
+        and "8 steps" in answer.reason
+        and released(vault) == []
+    )
 
 
 def test_two_trainings_for_one_id_at_once_are_one_release(site, monkeypatch):
-    """Each has noise of its own, so letting both answers out would be two releases for one charge."""
+    """Each has noise of its own, so letting both answers out would be two releases for one
+    charge."""
     both = threading.Barrier(2, timeout=30)
     train = synthesis.train_generator
 
@@ -139,7 +180,10 @@ def test_two_trainings_for_one_id_at_once_are_one_release(site, monkeypatch):
 
     monkeypatch.setattr(synthesis, "train_generator", together)
     answers = []
-    threads = [threading.Thread(target=lambda: answers.append(site(generator=EASY).synthesize(ask()))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(site(generator=EASY).synthesize(ask())))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -152,12 +196,15 @@ def test_noise_from_a_seed_is_not_called_dp_sgd(site):
     assert site(seeded_noise=True).synthesize(ask()).receipt.mechanism == "dp-sgd with seeded noise"
 
 
-# --- What goes in, and how many come out ------------------------------------------------------------------------------
+# --- What goes in, and how many come out ----------------------------------------------------------
 
-EASY = {"minimum_tokens": 1, "attempts": 60, "max_new_tokens": 24}  # so that even a random model writes enough
+# so that even a random model writes enough
+EASY = {"minimum_tokens": 1, "attempts": 60, "max_new_tokens": 24}
 
 
-def test_the_number_for_each_label_says_nothing_of_the_private_shares(site, seen, private_csv, tmp_path):
+def test_the_number_for_each_label_says_nothing_of_the_private_shares(
+    site, seen, private_csv, tmp_path
+):
     rows = list(csv.DictReader((private_csv / "train.csv").open()))
     for row in rows:
         row["label"] = "1"
@@ -171,7 +218,9 @@ def test_the_number_for_each_label_says_nothing_of_the_private_shares(site, seen
         vault = site(folder, generator=EASY, task_changes={"path": str(path)})
         answer = vault.synthesize(ask(per_label=5))
         assert Counter(answer.data.labels) == {0: 5, 1: 5}
-    shares = [Counter("negative" in control for control in arguments[2]) for arguments in seen.generator]
+    shares = [
+        Counter("negative" in control for control in arguments[2]) for arguments in seen.generator
+    ]
     assert shares[1][True] < 8 < shares[0][True]  # the private shares did differ
 
 
@@ -180,21 +229,32 @@ def test_only_training_records_reach_the_generator(site, seen):
     vault.synthesize(ask())
     split = load_client(vault.config.task, "coffee", 0)
     (arguments,) = seen.generator
-    assert sorted(arguments[3]) == sorted(record.text for record in split.train) and len(arguments[3]) == 32
+    assert (
+        sorted(arguments[3]) == sorted(record.text for record in split.train)
+        and len(arguments[3]) == 32
+    )
     held = {record.text for record in (*split.validation, *split.test)}
     assert len(held) > 30 and not held & set(arguments[3])
     wordings = ("negative", "positive")
-    assert arguments[2] == [f"Product: coffee\nRating: {wordings[record.label]}\nReview: " for record in split.train]
+    assert arguments[2] == [
+        f"Product: coffee\nRating: {wordings[record.label]}\nReview: " for record in split.train
+    ]
 
 
-def test_the_slm_trains_on_training_records_and_generated_ones_and_is_chosen_on_validation(site, seen):
+def test_the_slm_trains_on_training_records_and_generated_ones_and_is_chosen_on_validation(
+    site, seen
+):
     vault = site()
     vault.learn(Learn("l", "r", "fdkt", GENERATED))
     split = load_client(vault.config.task, "coffee", 0)
-    ((_, _, private, generated, _), named) = seen.classifier[0]
+    (_, _, private, generated, _), named = seen.classifier[0]
     assert list(private.texts) == [record.text for record in split.train] and generated == GENERATED
     assert list(named["validation"].texts) == [record.text for record in split.validation]
-    assert not {record.text for record in split.test} & {*private.texts, *generated.texts, *named["validation"].texts}
+    assert not {record.text for record in split.test} & {
+        *private.texts,
+        *generated.texts,
+        *named["validation"].texts,
+    }
     vault.learn(Learn("l2", "r", "zero", GENERATED, private=False))
     assert len(seen.classifier[1][0][2].texts) == 0
 
@@ -208,16 +268,22 @@ def test_learning_without_generated_texts_is_local_training(site):
     learned, arrays = vault.learn(Learn("a", "r", "local"))
     assert isinstance(learned, Learned) and arrays is None and learned.receipt is None
     assert (learned.private_rows, learned.generated_rows) == (32, 0)
-    assert learned.seconds == round(learned.seconds, 1)  # a finer clock would tell of the lengths of private texts
+    # a finer clock would tell of the lengths of private texts
+    assert learned.seconds == round(learned.seconds, 1)
     vault.learn(Learn("b", "r", "fdkt", LabelledTexts()))
     vault.learn(Learn("c", "r", "taught", GENERATED))
     assert weights(vault, "fdkt") == weights(vault, "local") != weights(vault, "taught")
     counts = vault.evaluate(Evaluate("e", "r", "local"))
-    assert isinstance(counts, Evaluated) and counts.total == {"coffee": 30} and 0 <= counts.correct["coffee"] <= 30
-    assert files(vault.config.folder) and "ledger.jsonl" not in files(vault.config.folder)  # none of this is a DP release
+    assert (
+        isinstance(counts, Evaluated)
+        and counts.total == {"coffee": 30}
+        and 0 <= counts.correct["coffee"] <= 30
+    )
+    # none of this is a DP release
+    assert files(vault.config.folder) and "ledger.jsonl" not in files(vault.config.folder)
 
 
-# --- Refusals ---------------------------------------------------------------------------------------------------------
+# --- Refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,15 +304,27 @@ def test_learning_without_generated_texts_is_local_training(site):
         ({}, Learn("m", "r", "x", LabelledTexts(["a"], [2])), "label 2; allowed: 0 to 1"),
         ({}, Learn("m", "r", "x", start="local"), "no model 'local'"),
         ({}, Learn("m", "r", "fedavg", share_weights=True), "weights do not leave this site"),
-        ({"share_weights": True}, Learn("m", "r", "fedavg", share_weights=True), "no privacy guarantee"),
+        (
+            {"share_weights": True},
+            Learn("m", "r", "fedavg", share_weights=True),
+            "no privacy guarantee",
+        ),
         ({"share_metrics": False}, Evaluate("m", "r", "local"), "share_metrics is false"),
-        ({"methods": ("synthesize", "learn")}, Evaluate("m", "r", "local"), "method 'evaluate' is not allowed"),
+        (
+            {"methods": ("synthesize", "learn")},
+            Evaluate("m", "r", "local"),
+            "method 'evaluate' is not allowed",
+        ),
         ({}, Evaluate("m", "r", "local"), "no model 'local'"),
     ],
 )
-def test_what_the_policy_does_not_grant_is_refused_and_leaves_no_trace(site, seen, policy, request_, says):
+def test_what_the_policy_does_not_grant_is_refused_and_leaves_no_trace(
+    site, seen, policy, request_, says
+):
     vault = site(policy=policy)
-    answer = getattr(vault, {Synthesize: "synthesize", Learn: "learn", Evaluate: "evaluate"}[type(request_)])(request_)
+    answer = getattr(
+        vault, {Synthesize: "synthesize", Learn: "learn", Evaluate: "evaluate"}[type(request_)]
+    )(request_)
     if isinstance(request_, Learn):
         answer, arrays = answer
         assert arrays is None
@@ -263,7 +341,9 @@ def test_a_server_gets_so_many_measurements_and_no_more(site):
     assert vault.evaluate(Evaluate("a", "r", "one")) == first  # the same again is no new one
     assert vault.evaluate(Evaluate("a", "r", "two")).model == "two"
     third = site(policy={"maximum_measurements": 2}).evaluate(Evaluate("b", "r", "one"))
-    assert isinstance(third, Refused) and third.reason.startswith("2 measurements left this site; allowed: at most 2")
+    assert isinstance(third, Refused) and third.reason.startswith(
+        "2 measurements left this site; allowed: at most 2"
+    )
 
 
 def test_data_that_cannot_be_read_is_not_quoted_to_the_server(site, private_csv, tmp_path):
@@ -273,31 +353,44 @@ def test_data_that_cannot_be_read_is_not_quoted_to_the_server(site, private_csv,
         if call == "evaluate":
             (vault.config.folder / "models" / "r" / "x").mkdir(parents=True)
         answer = getattr(vault, call)(request)
-        assert isinstance(answer, Refused) and answer.kind == "data" and "secret" not in answer.reason
+        assert (
+            isinstance(answer, Refused) and answer.kind == "data" and "secret" not in answer.reason
+        )
     assert "secret label" in (vault.config.folder / "failures.log").read_text()
 
 
-# --- Weights ----------------------------------------------------------------------------------------------------------
+# --- Weights --------------------------------------------------------------------------------------
 
 
 def test_in_a_simulation_weights_go_to_the_ledger_of_what_would_have_left(site):
     vault = site(counterfactual_baselines=True)
     learned, arrays = vault.learn(Learn("w", "r", "fedavg", share_weights=True))
     assert isinstance(learned, Learned) and arrays and learned.receipt.released == len(arrays)
-    assert (learned.receipt.mechanism, learned.receipt.epsilon, learned.receipt.epsilon_total) == ("none", math.inf, math.inf)
+    assert (learned.receipt.mechanism, learned.receipt.epsilon, learned.receipt.epsilon_total) == (
+        "none",
+        math.inf,
+        math.inf,
+    )
     (entry,) = ledger_of(vault, "counterfactual.jsonl").entries()
     assert (entry.what, entry.event.kind) == ("weights", "none")
     assert not (vault.config.folder / "ledger.jsonl").exists()
-    assert vault.synthesize(ask()).receipt.epsilon_total <= 8  # nothing left, so the site's own budget is whole
+    # nothing left, so the site's own budget is whole
+    assert vault.synthesize(ask()).receipt.epsilon_total <= 8
 
 
 def test_a_real_site_that_lets_weights_go_says_infinite_in_its_own_ledger(site):
     vault = site(policy={"share_weights": True, "allow_unprotected": True})
     learned, arrays = vault.learn(Learn("w", "r", "fedavg", share_weights=True))
-    assert arrays and learned.receipt.epsilon_total == math.inf and ledger_of(vault).spent() == math.inf
+    assert (
+        arrays
+        and learned.receipt.epsilon_total == math.inf
+        and ledger_of(vault).spent() == math.inf
+    )
     assert not (vault.config.folder / "counterfactual.jsonl").exists()
     strict = site().synthesize(ask())  # without the leave there is no total to keep any more
-    assert isinstance(strict, Refused) and strict.kind == "budget" and "unprotected" in strict.reason
+    assert (
+        isinstance(strict, Refused) and strict.kind == "budget" and "unprotected" in strict.reason
+    )
 
 
 def test_weights_that_cannot_be_charged_do_not_leave(site):
@@ -307,14 +400,19 @@ def test_weights_that_cannot_be_charged_do_not_leave(site):
     assert isinstance(answer, Refused) and answer.kind == "ledger" and arrays is None
 
 
-# --- A disk that does not take it -------------------------------------------------------------------------------------
+# --- A disk that does not take it -----------------------------------------------------------------
 
 
 def test_a_ledger_that_cannot_be_written_releases_nothing(site, seen, tmp_path):
     vault = site()
-    (vault.config.folder / "ledger.jsonl").mkdir(parents=True)  # no user, not even root, can append to it
+    # no user, not even root, can append to it
+    (vault.config.folder / "ledger.jsonl").mkdir(parents=True)
     answer = vault.synthesize(ask())
-    assert isinstance(answer, Refused) and answer.kind == "ledger" and "nothing was released" in answer.reason
+    assert (
+        isinstance(answer, Refused)
+        and answer.kind == "ledger"
+        and "nothing was released" in answer.reason
+    )
     (tmp_path / "file").write_text("")
     below = site("file/site").synthesize(ask())  # a folder that cannot be made
     assert isinstance(below, Refused) and below.kind == "ledger"
@@ -332,7 +430,8 @@ def test_a_release_that_cannot_be_kept_does_not_leave(site):
 
 
 def test_a_twin_that_is_charged_while_this_message_plans_pays_for_both(site, monkeypatch):
-    """The plan is made after the other's charge, and so would be of much more noise: what was paid for is what runs."""
+    """The plan is made after the other's charge, and so would be of much more noise: what was paid
+    for is what runs."""
     vault, twin, plan = site(), site(), Ledger.plan
 
     def late(self, *arguments, **named):

@@ -1,4 +1,5 @@
-"""Drafts keep the law of direct fused sampling: exactly, by the chi-square of whole sequences, and greedily token by token."""
+"""Drafts keep the law of direct fused sampling: exactly, by the chi-square of whole sequences, and
+greedily token by token."""
 
 import copy
 import math
@@ -25,7 +26,9 @@ class Table:
     compact_at = 1.0
 
     def __init__(self, seed):
-        self.logits = torch.randn(SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) * 1.2
+        self.logits = (
+            torch.randn(SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) * 1.2
+        )
 
     def prefill(self, ids, mask, room):
         self.before, self.last = ids[:, -2], ids[:, -1]
@@ -40,7 +43,8 @@ class Table:
 
 
 def looking(table, k=SIZE, seen=None):
-    """The table as a far LLM that gives its k likeliest tokens; `seen` collects what it was asked."""
+    """The table as a far LLM that gives its k likeliest tokens; `seen` collects what it was
+    asked."""
     logprobs = table.logits.log_softmax(dim=-1)
 
     def look(rows, heads):
@@ -48,7 +52,9 @@ def looking(table, k=SIZE, seen=None):
             seen.append(list(rows))
         found = []
         for row, head in zip(rows, heads, strict=True):
-            values, tokens = torch.stack([logprobs[row[i - 2], row[i - 1]] for i in range(head, len(row) + 1)]).topk(k)
+            values, tokens = torch.stack(
+                [logprobs[row[i - 2], row[i - 1]] for i in range(head, len(row) + 1)]
+            ).topk(k)
             found.append(Following(tokens, values))
         return found
 
@@ -57,14 +63,18 @@ def looking(table, k=SIZE, seen=None):
 
 def law(llm, tuned, base, before, last, alpha, temperature, top_p, k, rest):
     """The fused next-token probabilities, from the formula in plain numpy."""
-    z_llm, z_tuned, z_base = (table.logits[before, last].double().numpy() for table in (llm, tuned, base))
+    z_llm, z_tuned, z_base = (
+        table.logits[before, last].double().numpy() for table in (llm, tuned, base)
+    )
     fused = z_llm + alpha * (z_tuned - z_base)
     outside = np.argsort(-z_llm)[k:]
     fused[outside] = -math.inf
     if rest == "base" and k < SIZE:
         left = np.exp(z_llm)[outside].sum() / np.exp(z_llm).sum()
         spread = np.log(left) + z_base - np.log(np.exp(z_base)[outside].sum())
-        fused[outside] = (spread + np.log(np.exp(z_llm).sum()) + alpha * (z_tuned - z_base))[outside]
+        fused[outside] = (spread + np.log(np.exp(z_llm).sum()) + alpha * (z_tuned - z_base))[
+            outside
+        ]
     weights = np.exp((fused - fused.max()) / temperature)
     weights /= weights.sum()
     kept, total = np.zeros(SIZE), 0.0
@@ -76,7 +86,8 @@ def law(llm, tuned, base, before, last, alpha, temperature, top_p, k, rest):
 
 
 def sequences(step, most):
-    """The probability of every text of at most `most` tokens after the prompt (0, 1); END closes a text."""
+    """The probability of every text of at most `most` tokens after the prompt (0, 1); END closes a
+    text."""
     found = {}
     for text in product(range(SIZE), repeat=most):
         short = text[: text.index(END) + 1] if END in text else text
@@ -93,17 +104,23 @@ def sequences(step, most):
 def chi_square(counts, expected, total):
     """p-value of the counts; texts expected fewer than 5 times are one class."""
     rare = {text for text, probability in expected.items() if probability * total < 5}
-    observed = [counts.get(text, 0) for text in expected if text not in rare] + [sum(counts.get(text, 0) for text in rare)]
-    hoped = [probability * total for text, probability in expected.items() if text not in rare] + [sum(expected[t] * total for t in rare)]
+    observed = [counts.get(text, 0) for text in expected if text not in rare] + [
+        sum(counts.get(text, 0) for text in rare)
+    ]
+    hoped = [probability * total for text, probability in expected.items() if text not in rare] + [
+        sum(expected[t] * total for t in rare)
+    ]
     pairs = [(o, h) for o, h in zip(observed, hoped, strict=True) if h > 0]
-    assert sum(o for o, h in zip(observed, hoped, strict=True) if h == 0) == 0  # what cannot be is never drawn
+    # what cannot be is never drawn
+    assert sum(o for o, h in zip(observed, hoped, strict=True) if h == 0) == 0
     observed, hoped = map(np.array, zip(*pairs, strict=True))
     return stats.chisquare(observed, hoped * observed.sum() / hoped.sum()).pvalue, len(pairs)
 
 
 @pytest.fixture(scope="module")
 def tables():
-    """LLM, tuned and base: the base is the LLM with small changes, the tuned one is the base with large ones."""
+    """LLM, tuned and base: the base is the LLM with small changes, the tuned one is the base with
+    large ones."""
     llm, tuned, base = Table(1), Table(2), Table(3)
     base.logits = llm.logits + 0.5 * base.logits
     tuned.logits = base.logits + tuned.logits
@@ -125,53 +142,100 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_whole_sequences_have_the_law_of_direct_fused_sampling(tables, case):
     llm, tuned, base = tables
-    options = {"alpha": 1.0, "temperature": 1.0, "top_p": 1.0, "k": SIZE, "length": 2, "rest": "base"} | CASES[case]
+    options = {
+        "alpha": 1.0,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "k": SIZE,
+        "length": 2,
+        "rest": "base",
+    } | CASES[case]
     draw = {name: options[name] for name in ("temperature", "top_p")}
     total, most = 6_000, 3
     asks = [Ask((0, 1), most, seed=number, **draw) for number in range(total)]
     look = looking(llm, options["k"])
-    answers = decode_drafts(tuned, base, look, asks, {END}, options["alpha"], options["length"], 3000, rest=options["rest"])
+    answers = decode_drafts(
+        tuned,
+        base,
+        look,
+        asks,
+        {END},
+        options["alpha"],
+        options["length"],
+        3000,
+        rest=options["rest"],
+    )
     counts = {}
     for drafted in answers:
         text = drafted.answer.tokens + ((END,) if drafted.answer.finish == "end" else ())
         counts[text] = counts.get(text, 0) + 1
-    expected = sequences(lambda *last: law(llm, tuned, base, *last, options["alpha"], k=options["k"], rest=options["rest"], **draw), most)
+    expected = sequences(
+        lambda *last: law(
+            llm, tuned, base, *last, options["alpha"], k=options["k"], rest=options["rest"], **draw
+        ),
+        most,
+    )
     assert math.isclose(sum(expected.values()), 1)
     found, classes = chi_square(counts, expected, total)
     assert found > 1e-3 and classes >= 10, (found, classes)
-    drafts = sequences(lambda *last: law(base, tuned, base, *last, options["alpha"], k=SIZE, rest="none", **draw), most)
-    wrong = {text: probability * total for text, probability in drafts.items()}  # what drafts that are never checked would give
-    assert chi_square({t: round(c) for t, c in wrong.items() if expected[t] * total >= 5}, expected, total)[0] < 1e-6
+    drafts = sequences(
+        lambda *last: law(base, tuned, base, *last, options["alpha"], k=SIZE, rest="none", **draw),
+        most,
+    )
+    # what drafts that are never checked would give
+    wrong = {text: probability * total for text, probability in drafts.items()}
+    assert (
+        chi_square(
+            {t: round(c) for t, c in wrong.items() if expected[t] * total >= 5}, expected, total
+        )[0]
+        < 1e-6
+    )
 
 
 def test_fewer_looks_than_tokens_and_what_is_asked(tables):
     llm, tuned, base = tables
     seen = []
     asks = [Ask((0, 1), 12, seed=number) for number in range(64)]
-    answers = decode_drafts(tuned, base, looking(llm, seen=seen), asks, NEVER, length=5, batch_size=64)
+    answers = decode_drafts(
+        tuned, base, looking(llm, seen=seen), asks, NEVER, length=5, batch_size=64
+    )
     tokens = sum(len(drafted.answer.tokens) for drafted in answers)
     looks = sum(drafted.looks for drafted in answers)
     assert tokens == 64 * 12 and looks == sum(map(len, seen)) < tokens / 1.8
-    assert all(len(row) <= 2 + 12 for rows in seen for row in rows)  # never more than the answer may have
-    assert sum(drafted.kept for drafted in answers) == tokens - looks  # every look adds one token behind those it keeps
-    equal = decode_drafts(tuned, copy.copy(tuned), looking(tuned), asks, NEVER, length=5)  # the guess is the law: nothing is ever refused
+    # never more than the answer may have
+    assert all(len(row) <= 2 + 12 for rows in seen for row in rows)
+    # every look adds one token behind those it keeps
+    assert sum(drafted.kept for drafted in answers) == tokens - looks
+    # the guess is the law: nothing is ever refused
+    equal = decode_drafts(tuned, copy.copy(tuned), looking(tuned), asks, NEVER, length=5)
     assert all(drafted.kept == drafted.drafted == 10 and drafted.looks == 2 for drafted in equal)
 
 
 def test_a_row_depends_on_its_own_seed_only(tables):
     llm, tuned, base = tables
-    asks = [Ask((0, 1), 3 + number % 5, temperature=0.5 + number % 3, seed=number) for number in range(20)]
+    asks = [
+        Ask((0, 1), 3 + number % 5, temperature=0.5 + number % 3, seed=number)
+        for number in range(20)
+    ]
     alone = [decode_drafts(tuned, base, looking(llm), [ask], {END})[0] for ask in asks]
     assert decode_drafts(tuned, base, looking(llm), asks, {END}, batch_size=7) == alone
-    other = decode_drafts(tuned, base, looking(llm), [replace(ask, seed=ask.seed + 100) for ask in asks], {END})
+    other = decode_drafts(
+        tuned, base, looking(llm), [replace(ask, seed=ask.seed + 100) for ask in asks], {END}
+    )
     assert [drafted.answer for drafted in other] != [drafted.answer for drafted in alone]
 
 
 def test_rows_end_by_their_own_test_at_the_cap_and_at_once(tables):
     llm, tuned, base = tables
     stopped = Ask((0, 1), 9, seed=3, stopped=lambda new: len(new) == 4)
-    answers = decode_drafts(tuned, base, looking(llm), [stopped, Ask((0, 1), 0), Ask((0, 1), 1, seed=5)], NEVER)
-    assert [(len(drafted.answer.tokens), drafted.answer.finish) for drafted in answers] == [(4, "stopped"), (0, "length"), (1, "length")]
+    answers = decode_drafts(
+        tuned, base, looking(llm), [stopped, Ask((0, 1), 0), Ask((0, 1), 1, seed=5)], NEVER
+    )
+    assert [(len(drafted.answer.tokens), drafted.answer.finish) for drafted in answers] == [
+        (4, "stopped"),
+        (0, "length"),
+        (1, "length"),
+    ]
     assert answers[1].looks == 0 and answers[2].drafted == 0
 
 
@@ -180,7 +244,8 @@ def test_rows_end_by_their_own_test_at_the_cap_and_at_once(tables):
 
 @pytest.fixture(scope="module")
 def models(llama):
-    """A tiny LLM, a base that is close to it and a tuned model that is close to the base, so that drafts are kept now and then."""
+    """A tiny LLM, a base that is close to it and a tuned model that is close to the base, so that
+    drafts are kept now and then."""
     found = []
     for seed, scale in ((1, 0.0), (2, 0.02), (3, 0.04)):
         model, drawn = llama(), torch.Generator().manual_seed(seed)
@@ -196,7 +261,10 @@ def looking_at(model):
         ids, mask = pad([list(row) for row in rows], 0)
         with torch.no_grad():
             logprobs = model(input_ids=ids, attention_mask=mask).logits.log_softmax(dim=-1)
-        found = [logprobs[i, head - 1 : len(row)].topk(logprobs.shape[2]) for i, (row, head) in enumerate(zip(rows, heads, strict=True))]
+        found = [
+            logprobs[i, head - 1 : len(row)].topk(logprobs.shape[2])
+            for i, (row, head) in enumerate(zip(rows, heads, strict=True))
+        ]
         return [Following(tokens, values) for values, tokens in found]
 
     return look
@@ -226,11 +294,17 @@ def test_not_numbers_fail_their_row_only(tables):
 
     def look(rows, heads):
         found = zip(rows, sound(rows, heads), strict=True)
-        return [replace(one, logprobs=one.logprobs * math.nan) if row[0] == 3 else one for row, one in found]
+        return [
+            replace(one, logprobs=one.logprobs * math.nan) if row[0] == 3 else one
+            for row, one in found
+        ]
 
     asks = [Ask((0, 1), 6, seed=1), Ask((3, 1), 6, seed=1)]
     good, bad = decode_drafts(tuned, base, look, asks, NEVER)
-    assert good.answer.finish == "length" and (bad.answer.finish, bad.answer.error) == ("error", NOT_NUMBERS)
+    assert good.answer.finish == "length" and (bad.answer.finish, bad.answer.error) == (
+        "error",
+        NOT_NUMBERS,
+    )
 
 
 def test_a_list_filled_up_with_tokens_of_no_weight(tables):
@@ -240,13 +314,16 @@ def test_a_list_filled_up_with_tokens_of_no_weight(tables):
     def look(rows, heads):
         return [
             Following(
-                torch.cat([one.tokens, one.tokens[:, :2]], 1), torch.cat([one.logprobs, torch.full((len(one.tokens), 2), -math.inf)], 1)
+                torch.cat([one.tokens, one.tokens[:, :2]], 1),
+                torch.cat([one.logprobs, torch.full((len(one.tokens), 2), -math.inf)], 1),
             )
             for one in sound(rows, heads)
         ]
 
     asks = [Ask((0, 1), 6, seed=seed) for seed in range(20)]
-    assert decode_drafts(tuned, base, look, asks, {END}) == decode_drafts(tuned, base, sound, asks, {END})
+    assert decode_drafts(tuned, base, look, asks, {END}) == decode_drafts(
+        tuned, base, sound, asks, {END}
+    )
 
 
 def test_what_was_done_before_the_llm_failed_is_told(tables):
@@ -260,7 +337,9 @@ def test_what_was_done_before_the_llm_failed_is_told(tables):
         return sound(rows, heads)
 
     with pytest.raises(TimeoutError):
-        decode_drafts(tuned, base, look, [Ask((0, 1), 1), Ask((0, 1), 30)], NEVER, done=finished.__setitem__)
+        decode_drafts(
+            tuned, base, look, [Ask((0, 1), 1), Ask((0, 1), 30)], NEVER, done=finished.__setitem__
+        )
     assert list(finished) == [0] and finished[0].answer.finish == "length"
 
 
@@ -276,8 +355,16 @@ def test_bad_input_is_named(tables):
             decode_drafts(tuned, base, look, asks, NEVER, **more)
     for lie, words in (
         (lambda rows, heads: [], "may follow 0 rows; 1 were asked"),
-        (lambda rows, heads: [Following(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2))], "places were asked"),
-        (lambda rows, heads: [Following(torch.full((3, 2), 99), torch.zeros(3, 2))], "token 99; the SLMs know 5 tokens"),
+        (
+            lambda rows, heads: [
+                Following(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2))
+            ],
+            "places were asked",
+        ),
+        (
+            lambda rows, heads: [Following(torch.full((3, 2), 99), torch.zeros(3, 2))],
+            "token 99; the SLMs know 5 tokens",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             decode_drafts(tuned, base, lie, [Ask((0, 1), 9)], NEVER, length=2)

@@ -22,7 +22,8 @@ def brute_force(logits, temperature, top_k, top_p):
 
 
 def drawn_frequencies(logits, temperature, top_k, top_p, points=20_000):
-    """Frequencies over an even grid of u, which for inversion are the probabilities to within 1 / points."""
+    """Frequencies over an even grid of u, which for inversion are the probabilities to within 1 /
+    points."""
     uniform = (torch.arange(points) + 0.5) / points
     rows = torch.as_tensor(logits, dtype=torch.float32).expand(points, -1)
     full = torch.full((points,), 1.0)
@@ -31,7 +32,9 @@ def drawn_frequencies(logits, temperature, top_k, top_p, points=20_000):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (5, 0.8), (1, 1.0), (40, 0.05), (99, 0.9)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (5, 0.8), (1, 1.0), (40, 0.05), (99, 0.9)]
+)
 def test_frequencies_are_the_exact_probabilities(temperature, top_k, top_p):
     logits = np.random.default_rng(0).normal(0, 1.5, 40)
     expected = brute_force(logits, temperature, top_k, top_p)
@@ -39,7 +42,7 @@ def test_frequencies_are_the_exact_probabilities(temperature, top_k, top_p):
 
 
 def test_flat_distribution_needs_more_than_the_head(monkeypatch):
-    monkeypatch.setattr(lm.decoding.draw, "HEAD", 8)
+    monkeypatch.setattr(fedduet.lm.decoding.draw, "HEAD", 8)
     logits = np.random.default_rng(1).normal(0, 0.1, 60)
     expected = brute_force(logits, 1.0, 0, 0.9)
     assert (expected > 0).sum() > 8
@@ -59,7 +62,16 @@ def test_a_row_is_drawn_alike_alone_and_among_others():
     temperature, top_p = torch.linspace(0.3, 2, 16), torch.linspace(0.1, 0.99, 16)
     for top_k in (0, 20):
         together = draw(logits, uniform, temperature, top_k, top_p)
-        alone = [draw(logits[i : i + 1], uniform[i : i + 1], temperature[i : i + 1], top_k, top_p[i : i + 1]) for i in range(16)]
+        alone = [
+            draw(
+                logits[i : i + 1],
+                uniform[i : i + 1],
+                temperature[i : i + 1],
+                top_k,
+                top_p[i : i + 1],
+            )
+            for i in range(16)
+        ]
         assert together.tolist() == torch.cat(alone).tolist()
 
 

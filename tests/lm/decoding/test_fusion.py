@@ -1,11 +1,20 @@
-"""Fused decoding against the formula on full forwards; prompts computed once; models that cannot be fused refused."""
+"""Fused decoding against the formula on full forwards; prompts computed once; models that cannot be
+fused refused."""
 
 import os
 
 import pytest
 import torch
 from fedduet.lm.decoding.decode import Ask, decode
-from fedduet.lm.decoding.fusion import AdapterDifference, FusedStepper, averaged, proxy_tuned, shared_context, shared_vocabulary, slm_pair
+from fedduet.lm.decoding.fusion import (
+    AdapterDifference,
+    FusedStepper,
+    averaged,
+    proxy_tuned,
+    shared_context,
+    shared_vocabulary,
+    slm_pair,
+)
 from fedduet.lm.decoding.llama import LlamaStepper
 from fedduet.lm.decoding.stepper import AnyStepper, stepper
 from fedduet.lm.models.batch import pad
@@ -47,7 +56,8 @@ def last(model, row):
 
 
 def walk(run, formula, atol=1e-4):
-    """`run` on left-padded prompts, rows leaving and repeating on the way, equals `formula(row)` at every step."""
+    """`run` on left-padded prompts, rows leaving and repeating on the way, equals `formula(row)` at
+    every step."""
     rows = [list(prompt) for prompt in PROMPTS]
     with torch.inference_mode():
         logits = run.prefill(*pad(rows, 0, left=True), 8)
@@ -91,9 +101,12 @@ def test_an_adapter_is_its_own_base(adapted, three, monkeypatch):
     assert isinstance(folded.tuned, LlamaStepper) and list(folded.difference) == ["tuned", "base"]
     walk(proxy_tuned(stepper(llm), folded, 0.7), formula, 3e-4)
     weights = sum(weight.nbytes for weight in adapted.parameters())
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": weights}.get)  # too little to copy the weights
+    # too little to copy the weights
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": weights}.get)
     shared = slm_pair(adapted)
-    assert list(shared.difference) == ["pair"] and isinstance(shared.difference["pair"][0], AdapterDifference)
+    assert list(shared.difference) == ["pair"] and isinstance(
+        shared.difference["pair"][0], AdapterDifference
+    )
     walk(proxy_tuned(stepper(llm), shared, 0.7), formula, 3e-4)
     walk(shared.tuned, lambda row: last(adapted, row))
     walk(shared.base, without_adapter)
@@ -105,23 +118,31 @@ def test_alpha_0_is_the_llm_alone(three):
     asks = [Ask(PROMPTS[i % 4], 4 + i, 0.8, 0, 0.9, seed=i) for i in range(8)]
     fused = decode(proxy_tuned(stepper(llm), slm_pair(tuned, base), 0.0), asks, frozenset({1}))
     assert fused == decode(stepper(llm), asks, frozenset({1}))
-    assert fused != decode(proxy_tuned(stepper(llm), slm_pair(tuned, base), 1.0), asks, frozenset({1}))
+    assert fused != decode(
+        proxy_tuned(stepper(llm), slm_pair(tuned, base), 1.0), asks, frozenset({1})
+    )
 
 
 def test_a_batch_equals_its_rows_one_by_one(three):
     llm, tuned, base = three
     run = proxy_tuned(stepper(llm), slm_pair(tuned, base), 1.0)
-    asks = [Ask(PROMPTS[i % 3], 3 + i, 1.0 - 0.05 * i, 0, 1.0, i, lambda new: new[-1] == 7) for i in range(12)]
+    asks = [
+        Ask(PROMPTS[i % 3], 3 + i, 1.0 - 0.05 * i, 0, 1.0, i, lambda new: new[-1] == 7)
+        for i in range(12)
+    ]
     together = decode(run, asks, frozenset({1}))
     assert together == [decode(run, [ask], frozenset({1}))[0] for ask in asks]
-    assert {answer.finish for answer in together} >= {"length", "end"} and len({answer.tokens for answer in together}) > 6
+    assert {answer.finish for answer in together} >= {"length", "end"} and len(
+        {answer.tokens for answer in together}
+    ) > 6
 
 
 def test_candidates_of_a_prefix_share_its_cache_in_every_model(three):
     llm, tuned, base = three
     run = proxy_tuned(stepper(llm), slm_pair(tuned, base), 1.0)
     decode(run, [Ask(PROMPTS[2], 5, seed=i) for i in range(10)], NEVER)
-    assert run.processed == dict.fromkeys(("llm", "tuned", "base"), 6 + 10 * 4)  # the prompt once; the last token is not fed
+    # the prompt once; the last token is not fed
+    assert run.processed == dict.fromkeys(("llm", "tuned", "base"), 6 + 10 * 4)
     decode(run, [Ask(PROMPTS[0], 1), Ask(PROMPTS[1], 1)], NEVER)
     assert run.processed["llm"] == 46 + 3 + 1  # pads are not counted
 
@@ -133,7 +154,9 @@ def test_padded_embeddings_are_cut_to_the_vocabulary(llama, three):
     with torch.no_grad():
         wide.model.embed_tokens.weight[28:] = 50.0
         wide.model.embed_tokens.weight[:28] = llm.model.embed_tokens.weight
-    with pytest.raises(ValueError, match=r"found vocabularies of \{'llm': 40, 'tuned': 28, 'base': 28\} tokens"):
+    with pytest.raises(
+        ValueError, match=r"found vocabularies of \{'llm': 40, 'tuned': 28, 'base': 28\} tokens"
+    ):
         decode(proxy_tuned(stepper(wide), slm_pair(tuned, base), 1.0), [Ask((5,), 2)], NEVER)
     walk(
         proxy_tuned(stepper(wide), slm_pair(tuned, base), 1.0, vocabulary=28),
@@ -143,23 +166,37 @@ def test_padded_embeddings_are_cut_to_the_vocabulary(llama, three):
 
 
 def words(names):
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
 
 
 def test_vocabularies_must_be_one(llama, tokenizer):
     names = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
     model = llama()
-    assert shared_vocabulary({"LLM": (model, tokenizer), "private SLM": (model, words(names))}) == len(names)
+    assert shared_vocabulary(
+        {"LLM": (model, tokenizer), "private SLM": (model, words(names))}
+    ) == len(names)
     swapped = [*names[:5], names[6], names[5], *names[7:]]
     with pytest.raises(
-        ValueError, match=r"the LLM and the private SLM have different vocabularies \(\d+ and \d+ tokens; 'good' is token 5 in one"
+        ValueError,
+        match=(
+            r"the LLM and the private SLM have different vocabularies \(\d+ and \d+ tokens; 'good'"
+            r" is token 5 in one"
+        ),
     ):
         shared_vocabulary({"LLM": (model, words(swapped)), "private SLM": (model, tokenizer)})
     with pytest.raises(ValueError, match="let the LLM write whole steps"):
-        shared_vocabulary({"LLM": (model, words([*names, "more"])), "private SLM": (model, tokenizer)})
-    with pytest.raises(ValueError, match="the SLM knows 28 tokens and its tokenizer 29; load it with its tokenizer"):
+        shared_vocabulary(
+            {"LLM": (model, words([*names, "more"])), "private SLM": (model, tokenizer)}
+        )
+    with pytest.raises(
+        ValueError, match="the SLM knows 28 tokens and its tokenizer 29; load it with its tokenizer"
+    ):
         shared_vocabulary({"SLM": (model, words([*names, "more"]))})
     assert shared_context([model, llama(attention_bias=True)]) == 64
 

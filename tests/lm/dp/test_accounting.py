@@ -1,4 +1,5 @@
-"""Epsilon and noise multipliers against published values, exact formulas, a second accountant, and the order they must keep."""
+"""Epsilon and noise multipliers against published values, exact formulas, a second accountant, and
+the order they must keep."""
 
 from __future__ import annotations
 
@@ -6,7 +7,14 @@ import math
 
 import numpy as np
 import pytest
-from fedduet.lm.dp.accounting import BudgetError, Event, compose, compose_prv, compose_rdp, noise_multiplier_for
+from fedduet.lm.dp.accounting import (
+    BudgetError,
+    Event,
+    compose,
+    compose_prv,
+    compose_rdp,
+    noise_multiplier_for,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy.stats import norm
@@ -19,24 +27,30 @@ def sgd(sigma: float, rate: float = RATE, steps: int = STEPS) -> Event:
     return Event.poisson_gaussian(sigma, rate, steps)
 
 
-# --- Published and exact values ---------------------------------------------------------------------------------------
+# --- Published and exact values -------------------------------------------------------------------
 
 
 def test_rdp_of_opacus_own_example():
     """opacus/tests/accountants_test.py: sigma 1.5, q 0.04, 90 epochs."""
-    assert compose_rdp([sgd(1.5, 0.04, int(90 / 0.04))], DELTA) == pytest.approx(7.32911117143, abs=1e-8)
+    assert compose_rdp([sgd(1.5, 0.04, int(90 / 0.04))], DELTA) == pytest.approx(
+        7.32911117143, abs=1e-8
+    )
 
 
 @pytest.mark.parametrize(("rounds", "sigma"), [(1, 0.8350), (2, 0.9842), (3, 1.1039)])
 def test_noise_for_epsilon_8_over_rounds(rounds, sigma):
     found = noise_multiplier_for(8.0, DELTA, RATE, STEPS, rounds)
     assert found == pytest.approx(sigma, rel=1e-3)
-    assert compose([sgd(found)] * rounds, DELTA) <= 8.0 < compose([sgd(found * 0.998)] * rounds, DELTA)
+    assert (
+        compose([sgd(found)] * rounds, DELTA) <= 8.0 < compose([sgd(found * 0.998)] * rounds, DELTA)
+    )
 
 
 @pytest.mark.parametrize(("rounds", "split"), [(2, 1.217), (3, 1.594)])
 def test_one_budget_over_all_rounds_needs_less_noise_than_a_split_one(rounds, split):
-    assert noise_multiplier_for(8.0 / rounds, DELTA / rounds, RATE, STEPS) == pytest.approx(split, rel=1e-3)
+    assert noise_multiplier_for(8.0 / rounds, DELTA / rounds, RATE, STEPS) == pytest.approx(
+        split, rel=1e-3
+    )
     assert noise_multiplier_for(8.0, DELTA, RATE, STEPS, rounds) < 0.82 * split
 
 
@@ -53,18 +67,24 @@ def test_rdp_is_looser_and_needs_the_published_noise():
 
 @pytest.mark.parametrize(("sigma", "count"), [(5.0, 1), (1.0, 1), (12.0, 7)])
 def test_gaussian_against_the_exact_formula(sigma, count):
-    """Balle and Wang 2018, Theorem 8: delta(epsilon) of a Gaussian mechanism, here of `count` as one."""
+    """Balle and Wang 2018, Theorem 8: delta(epsilon) of a Gaussian mechanism, here of `count` as
+    one."""
     epsilon, one = compose([Event.gaussian(sigma, count)], DELTA), sigma / math.sqrt(count)
 
     def delta_at(value: float) -> float:
-        return norm.cdf(0.5 / one - value * one) - math.exp(value) * norm.cdf(-0.5 / one - value * one)
+        return norm.cdf(0.5 / one - value * one) - math.exp(value) * norm.cdf(
+            -0.5 / one - value * one
+        )
 
     assert delta_at(epsilon) <= DELTA <= delta_at(epsilon - 1e-3)
 
 
-@pytest.mark.parametrize(("sigma", "rate", "delta"), [(0.7, 0.1, 1e-5), (1.2, 0.5, 1e-6), (0.5, 0.02, 1e-4)])
+@pytest.mark.parametrize(
+    ("sigma", "rate", "delta"), [(0.7, 0.1, 1e-5), (1.2, 0.5, 1e-6), (0.5, 0.02, 1e-4)]
+)
 def test_one_poisson_step_against_numerical_integration(sigma, rate, delta):
-    """The hockey-stick divergence between the sampled and the plain Gaussian, in both directions."""
+    """The hockey-stick divergence between the sampled and the plain Gaussian, in both
+    directions."""
     x = np.linspace(-12 * sigma, 1 + 12 * sigma, 400_001)
     without = norm.pdf(x, 0, sigma)
     with_record = (1 - rate) * without + rate * norm.pdf(x, 1, sigma)
@@ -96,7 +116,7 @@ def test_two_accountants_agree(events):
     assert epsilon < compose_rdp(events, DELTA)
 
 
-# --- Order ------------------------------------------------------------------------------------------------------------
+# --- Order ----------------------------------------------------------------------------------------
 
 sigmas = some.floats(0.3, 50)
 events = some.one_of(
@@ -134,7 +154,7 @@ def test_a_plan_is_kept_and_tight(spent, room, rounds):
     assert compose([*spent, *[sgd(sigma * 0.997, 0.02, 200)] * rounds], DELTA) > epsilon
 
 
-# --- Edges ------------------------------------------------------------------------------------------------------------
+# --- Edges ----------------------------------------------------------------------------------------
 
 
 def test_nothing_costs_nothing_and_none_costs_everything():
@@ -153,14 +173,20 @@ def test_a_plan_without_room_says_so():
 
 @pytest.mark.parametrize("steps", [100, 115, 125, 227, 231])
 def test_epsilon_is_finite_and_ordered_where_its_exponential_underflows(steps):
-    """exp(-epsilon) is 0 or subnormal from 708 on; the bound still grows with the steps, near their mean privacy loss."""
+    """exp(-epsilon) is 0 or subnormal from 708 on; the bound still grows with the steps, near their
+    mean privacy loss."""
     epsilon = compose([sgd(0.30078125, 0.484375, steps)], DELTA)
-    assert compose([sgd(0.30078125, 0.484375, steps - 5)], DELTA) < epsilon < compose([sgd(0.30078125, 0.96875, steps)], DELTA)
+    assert (
+        compose([sgd(0.30078125, 0.484375, steps - 5)], DELTA)
+        < epsilon
+        < compose([sgd(0.30078125, 0.96875, steps)], DELTA)
+    )
     assert 350 < epsilon < 1400
 
 
 def test_hardly_any_noise_is_still_bounded():
-    """An epsilon of millions: the grid is coarsened, nothing overflows and the bound holds (one Gaussian: 1 / 2 sigma^2 and more)."""
+    """An epsilon of millions: the grid is coarsened, nothing overflows and the bound holds (one
+    Gaussian: 1 / 2 sigma^2 and more)."""
     assert 5000 < compose([Event.gaussian(0.01)], DELTA) < 5600
     assert math.isfinite(compose([sgd(0.01, 0.5, 1000)], DELTA))
 
@@ -172,8 +198,14 @@ def test_hardly_any_noise_is_still_bounded():
         ({"kind": "gaussian", "noise_multiplier": 0.0}, "noise_multiplier: found 0.0"),
         ({"kind": "gaussian", "noise_multiplier": math.nan}, "noise_multiplier: found nan"),
         ({"kind": "gaussian", "noise_multiplier": 1.0, "steps": 5}, "count for gaussian"),
-        ({"kind": "poisson_gaussian", "noise_multiplier": 1.0, "sample_rate": 1.5}, "sample_rate: found 1.5"),
-        ({"kind": "poisson_gaussian", "noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 0}, "steps: found 0"),
+        (
+            {"kind": "poisson_gaussian", "noise_multiplier": 1.0, "sample_rate": 1.5},
+            "sample_rate: found 1.5",
+        ),
+        (
+            {"kind": "poisson_gaussian", "noise_multiplier": 1.0, "sample_rate": 0.5, "steps": 0},
+            "steps: found 0",
+        ),
         ({"kind": "none", "sigma": 1}, "found keys"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Book-keeping against one backward pass per example: architectures, tied and reused weights, checkpointing, bf16, and what it refuses."""
+"""Book-keeping against one backward pass per example: architectures, tied and reused weights,
+checkpointing, bf16, and what it refuses."""
 
 import pytest
 import torch
@@ -19,7 +20,14 @@ SIZES = {
     "intermediate_size": 48,
     "initializer_range": 0.2,
 }
-GPT2 = {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.2}
+GPT2 = {
+    "vocab_size": V,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 64,
+    "initializer_range": 0.2,
+}
 SHORT = SIZES | {"num_key_value_heads": 1, "max_position_embeddings": 64, "pad_token_id": 0}
 SHAPES = {
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, SHORT),
@@ -45,19 +53,36 @@ def made(shape, method="full", tied=True):
 
 def rows(lengths=(5, 9, 14, 3, 8)):
     draw = torch.Generator().manual_seed(3)
-    return [Encoded(tuple(torch.randint(2, V // 4, (length,), generator=draw).tolist())) for length in lengths]  # tokens come again
+    # tokens come again
+    return [
+        Encoded(tuple(torch.randint(2, V // 4, (length,), generator=draw).tolist()))
+        for length in lengths
+    ]
 
 
 def reference(model, clip_place=2):
-    """(clipped sums, clip): every row alone, through the model as anybody calls it; some rows are clipped, some are not."""
+    """(clipped sums, clip): every row alone, through the model as anybody calls it; some rows are
+    clipped, some are not."""
     parameters, gradients = trainable(model), []
     for row in rows():
         ids = torch.tensor([row.ids])
-        loss = functional.cross_entropy(model(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:])
-        gradients.append([g.double() for g in torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)])
+        loss = functional.cross_entropy(
+            model(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:]
+        )
+        gradients.append(
+            [
+                g.double()
+                for g in torch.autograd.grad(
+                    loss, list(parameters.values()), materialize_grads=True
+                )
+            ]
+        )
     norms = [float(torch.cat([g.flatten() for g in row]).norm()) for row in gradients]
     clip = sorted(norms)[clip_place]
-    sums = [sum(row[i] * min(1.0, clip / norm) for row, norm in zip(gradients, norms, strict=True)) for i in range(len(parameters))]
+    sums = [
+        sum(row[i] * min(1.0, clip / norm) for row, norm in zip(gradients, norms, strict=True))
+        for i in range(len(parameters))
+    ]
     return dict(zip(parameters, sums, strict=True)), clip
 
 
@@ -71,7 +96,14 @@ def clipped(model, clip, autocast=False):
 
 def distance(found, expected, clip):
     """Of the two sums, over all parameters, in units of the clip: what one row may move at most."""
-    return float(torch.cat([(found[name].double() - expected[name]).flatten() for name in expected]).norm()) / clip
+    return (
+        float(
+            torch.cat(
+                [(found[name].double() - expected[name]).flatten() for name in expected]
+            ).norm()
+        )
+        / clip
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -83,7 +115,10 @@ def test_the_sum_is_that_of_a_loop_over_rows(shape, method, tied):
     model = made(shape, method, tied)
     expected, clip = reference(model)
     assert distance(clipped(model, clip), expected, clip) < 1e-5
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in trainable(model).values())
+    assert all(
+        parameter.grad is None and parameter.requires_grad
+        for parameter in trainable(model).values()
+    )
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -124,7 +159,11 @@ def test_a_row_that_is_not_finite_adds_nothing():
     with book_keeping_engine(model, False) as add:
         add(loss_batch([Encoded((5, 6, V - 1, 7)), Encoded((5, 6, 7, 8))], 0, True), total)
         add(loss_batch([Encoded((5, 6, 7, 8))], 0, True), alone)
-        assert distance(total.sums, alone.sums, 1.0) < 1e-6 < distance(total.sums, {n: 0 * v for n, v in total.sums.items()}, 1.0)
+        assert (
+            distance(total.sums, alone.sums, 1.0)
+            < 1e-6
+            < distance(total.sums, {n: 0 * v for n, v in total.sums.items()}, 1.0)
+        )
 
 
 class Convolved(torch.nn.Module):
@@ -139,15 +178,24 @@ class Convolved(torch.nn.Module):
 def test_a_layer_it_does_not_know_is_refused_by_name_before_training():
     model = made("llama")
     model.model.layers[1].mlp = Convolved()
-    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.inner\.weight.*Conv1d.*engine=vmap"), book_keeping_engine(model, False):
+    with (
+        pytest.raises(
+            ValueError, match=r"model\.layers\.1\.mlp\.inner\.weight.*Conv1d.*engine=vmap"
+        ),
+        book_keeping_engine(model, False),
+    ):
         pass
 
 
 def test_a_weight_used_behind_its_back_is_found_out():
-    """Gemma scales its embeddings inside a subclass of Embedding: the name says nothing, the trial does."""
+    """Gemma scales its embeddings inside a subclass of Embedding: the name says nothing, the trial
+    does."""
     config = transformers.Gemma2Config(**SHORT, head_dim=16)
     model = transformers.Gemma2ForCausalLM(config).eval()
-    with pytest.raises(ValueError, match=r"does not see all.*embed_tokens"), book_keeping_engine(model, False):
+    with (
+        pytest.raises(ValueError, match=r"does not see all.*embed_tokens"),
+        book_keeping_engine(model, False),
+    ):
         pass
     model.requires_grad_(False)
     for layer in model.model.layers:

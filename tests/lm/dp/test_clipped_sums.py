@@ -1,4 +1,5 @@
-"""Clipped sums against one backward pass per example, by every engine, with padding and micro-batches."""
+"""Clipped sums against one backward pass per example, by every engine, with padding and
+micro-batches."""
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from fedduet.lm.models.batch import Encoded, encode_document
 from fedduet.lm.models.load import attach_lora, trainable
 from torch.nn import functional
 
-TEXTS = ["the film was nice", "a very dull book", "fine", "one two three four five six seven eight nice", "it was"]
+TEXTS = [
+    "the film was nice",
+    "a very dull book",
+    "fine",
+    "one two three four five six seven eight nice",
+    "it was",
+]
 ENGINES = {"vmap": vmap_engine, "hooks": hooks_engine, "book_keeping": book_keeping_engine}
 
 
@@ -87,7 +94,9 @@ def test_a_row_never_changes_anothers_gradient(tokenizer, llama, engine):
         add(loss_batch(others, 0, True), others_only)
         add(loss_batch([first, *others], 0, True), together)
     for name in together.sums:
-        assert torch.allclose(together.sums[name] - others_only.sums[name], alone.sums[name], atol=1e-5)
+        assert torch.allclose(
+            together.sums[name] - others_only.sums[name], alone.sums[name], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
@@ -103,7 +112,8 @@ def test_sensitivity_is_the_clip(tokenizer, llama, engine):
 
 
 def test_pads_are_not_in_the_loss(tokenizer, llama):
-    """Neither the id nor the number of pads changes a row's loss: it is the mean over its own next tokens."""
+    """Neither the id nor the number of pads changes a row's loss: it is the mean over its own next
+    tokens."""
     model = llama()
     row = Encoded((5, 6, 9, 10, 1))
     long = Encoded((5, 6, 9, 10, 1, *[11] * 20))
@@ -111,9 +121,13 @@ def test_pads_are_not_in_the_loss(tokenizer, llama):
     for rows, pad_id in (([row], 0), ([row, long], 0), ([row, long], 17), ([row, long], 1)):
         batch = loss_batch(rows, pad_id, True)
         with torch.no_grad():
-            losses.append(float(row_losses(model(input_ids=batch.ids).logits, batch.ids, batch.weights)[0]))
+            losses.append(
+                float(row_losses(model(input_ids=batch.ids).logits, batch.ids, batch.weights)[0])
+            )
     with torch.no_grad():
-        by_hand = functional.cross_entropy(model(input_ids=torch.tensor([row.ids])).logits[0, :-1], torch.tensor(row.ids[1:]))
+        by_hand = functional.cross_entropy(
+            model(input_ids=torch.tensor([row.ids])).logits[0, :-1], torch.tensor(row.ids[1:])
+        )
     assert losses == pytest.approx([float(by_hand)] * 4, rel=1e-5)
 
 
@@ -124,8 +138,13 @@ def test_rows_with_nothing_to_learn_and_broken_rows_add_nothing(tokenizer, llama
         add(loss_batch([Encoded((5, 6, 7), context=3), Encoded((5,))], 0, False), total)
     assert all(not value.any() for value in total.sums.values())
     small = ClippedSum({"w": torch.nn.Parameter(torch.zeros(2))}, 1.0)
-    norms = small.add({"w": torch.tensor([[3.0, 4.0], [float("nan"), 1.0], [float("inf"), 0.0], [0.3, 0.4]])})
-    assert torch.allclose(small.sums["w"], torch.tensor([0.6 + 0.3, 0.8 + 0.4])) and float(norms[0]) == 5.0
+    norms = small.add(
+        {"w": torch.tensor([[3.0, 4.0], [float("nan"), 1.0], [float("inf"), 0.0], [0.3, 0.4]])}
+    )
+    assert (
+        torch.allclose(small.sums["w"], torch.tensor([0.6 + 0.3, 0.8 + 0.4]))
+        and float(norms[0]) == 5.0
+    )
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))

@@ -1,4 +1,5 @@
-"""What is accounted is what runs: the Poisson coins, the noise's scale, the steps; and it learns when it may."""
+"""What is accounted is what runs: the Poisson coins, the noise's scale, the steps; and it learns
+when it may."""
 
 import math
 
@@ -8,7 +9,13 @@ import torch
 from fedduet.conf.check import ConfigError, check
 from fedduet.lm.decoding.sample import sample_texts
 from fedduet.lm.dp.clipped_sums import loss_batch, row_losses
-from fedduet.lm.dp.dpsgd import DPConfig, planned_steps, poisson_batch, prepare_generator, train_generator
+from fedduet.lm.dp.dpsgd import (
+    DPConfig,
+    planned_steps,
+    poisson_batch,
+    prepare_generator,
+    train_generator,
+)
 from fedduet.lm.models.batch import encode_document
 from fedduet.lm.models.load import trainable
 from fedduet.lm.randomness import SecureNoise, SeededNoise
@@ -51,7 +58,8 @@ def test_poisson_batches_are_binomial_and_independent():
     batches = [poisson_batch(n, rate, source) for _ in range(4000)]
     sizes = np.array([len(batch) for batch in batches])
     deviation = math.sqrt(n * rate * (1 - rate))
-    assert abs(sizes.mean() - n * rate) < 5 * deviation / math.sqrt(4000)  # a fixed-size sampler has the mean but not the variance
+    # a fixed-size sampler has the mean but not the variance
+    assert abs(sizes.mean() - n * rate) < 5 * deviation / math.sqrt(4000)
     assert sizes.var() == pytest.approx(deviation**2, rel=0.12)
     expected = stats.binom.pmf(np.arange(4, 13), n, rate) * 4000
     observed = np.array([(sizes == k).sum() for k in range(4, 13)])
@@ -61,13 +69,16 @@ def test_poisson_batches_are_binomial_and_independent():
         member[step, batch] = 1
     assert abs(member.mean(axis=0) - rate).max() < 6 * math.sqrt(rate * (1 - rate) / 4000)
     pairs = np.corrcoef(member.T)[np.triu_indices(n, 1)]
-    assert abs(pairs.mean()) < 0.003 and abs(pairs).max() < 0.1  # without replacement: -1 / (n - 1) = -0.026 each
+    # without replacement: -1 / (n - 1) = -0.026 each
+    assert abs(pairs.mean()) < 0.003 and abs(pairs).max() < 0.1
     assert poisson_batch(5, 1.0, source) == [0, 1, 2, 3, 4]
 
 
 def test_the_run_uses_the_planned_rate_and_new_coins_each_step(tokenizer, llama):
     config = DPConfig(steps=40, **FAST)
-    report = train_generator(prepare_generator(llama(), config), tokenizer, CONTROLS, TEXTS, config, 0.0, SecureNoise())
+    report = train_generator(
+        prepare_generator(llama(), config), tokenizer, CONTROLS, TEXTS, config, 0.0, SecureNoise()
+    )
     assert (report.steps, report.sample_rate) == (40, 0.5) and len(report.batch_sizes) == 40
     assert len(set(report.batch_sizes)) > 3
     assert abs(np.mean(report.batch_sizes) - 8) < 6 * math.sqrt(4 / 40)
@@ -79,7 +90,11 @@ def gradients_of_one_step(model, tokenizer, config, sigma, randomness, monkeypat
     step = torch.optim.AdamW.step
 
     def spy(self, *arguments, **named):
-        seen.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]).clone())
+        seen.append(
+            torch.cat(
+                [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+            ).clone()
+        )
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
@@ -88,16 +103,25 @@ def gradients_of_one_step(model, tokenizer, config, sigma, randomness, monkeypat
 
 
 @pytest.mark.parametrize("source", ["secure", "seeded"])
-def test_an_empty_batch_is_a_step_of_noise_with_the_stated_deviation(tokenizer, llama, monkeypatch, source):
+def test_an_empty_batch_is_a_step_of_noise_with_the_stated_deviation(
+    tokenizer, llama, monkeypatch, source
+):
     config = DPConfig(steps=3, clip=0.7, **FAST)
     randomness = Coins(3, [[], [], []])
     if source == "secure":
         randomness.blur = SecureNoise().blur
-    seen = gradients_of_one_step(prepare_generator(llama(), config), tokenizer, config, 1.5, randomness, monkeypatch)
-    deviation = 1.5 * 0.7 / 8  # sigma * C / expected batch size, although the batch that ran is empty
+    seen = gradients_of_one_step(
+        prepare_generator(llama(), config), tokenizer, config, 1.5, randomness, monkeypatch
+    )
+    # sigma * C / expected batch size, although the batch that ran is empty
+    deviation = 1.5 * 0.7 / 8
     values = torch.cat(seen).double().numpy() / deviation
     count = len(values)
-    assert count == 3 * sum(p.numel() for p in trainable(prepare_generator(llama(), config)).values()) > 5000
+    assert (
+        count
+        == 3 * sum(p.numel() for p in trainable(prepare_generator(llama(), config)).values())
+        > 5000
+    )
     low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], count)
     assert low < (values**2).sum() < high
     assert stats.kstest(values, "norm").pvalue > 1e-6
@@ -105,21 +129,28 @@ def test_an_empty_batch_is_a_step_of_noise_with_the_stated_deviation(tokenizer, 
 
 
 def test_the_sum_is_divided_by_the_expected_batch_size(tokenizer, llama, monkeypatch):
-    """Two rows drawn where eight are expected: their clipped sum over 8, not over 2; and the user's clip bounds it."""
+    """Two rows drawn where eight are expected: their clipped sum over 8, not over 2; and the user's
+    clip bounds it."""
     for clip in (0.05, 0.5):
         config = DPConfig(steps=1, method="full", clip=clip, **FAST)
-        seen = gradients_of_one_step(llama().requires_grad_(True), tokenizer, config, 0.0, Coins(0, [[0]]), monkeypatch)
+        seen = gradients_of_one_step(
+            llama().requires_grad_(True), tokenizer, config, 0.0, Coins(0, [[0]]), monkeypatch
+        )
         assert float(seen[0].norm()) == pytest.approx(clip / 8, rel=1e-3)
 
 
 def test_micro_batches_and_engines_do_not_change_the_result(tokenizer, llama):
     ends = []
     for size, engine in ((1, "vmap"), (16, "vmap"), (3, "hooks")):
-        config = DPConfig(steps=3, learning_rate=1e-2, **(FAST | {"micro_batch": size, "engine": engine}))
+        config = DPConfig(
+            steps=3, learning_rate=1e-2, **(FAST | {"micro_batch": size, "engine": engine})
+        )
         model = prepare_generator(llama(), config)
         train_generator(model, tokenizer, CONTROLS, TEXTS, config, 0.8, SeededNoise(4))
         ends.append(torch.cat([p.detach().flatten() for p in trainable(model).values()]))
-    assert torch.allclose(ends[0], ends[1], atol=1e-4) and torch.allclose(ends[0], ends[2], atol=1e-4)
+    assert torch.allclose(ends[0], ends[1], atol=1e-4) and torch.allclose(
+        ends[0], ends[2], atol=1e-4
+    )
 
 
 def test_it_learns_without_noise_and_not_under_huge_noise(tokenizer, llama):
@@ -138,8 +169,16 @@ def test_a_trained_generator_follows_its_control_code_and_stops(tokenizer, llama
     config = DPConfig(steps=50, method="full", learning_rate=1e-2, **FAST)
     model = llama().requires_grad_(True)
     train_generator(model, tokenizer, CONTROLS, TEXTS, config, 0.0, SeededNoise(0))
-    samples = sample_texts(model, tokenizer, ["label good : ", "label bad : "] * 5, 12, temperature=0.2, precision="fp32")
-    assert all(sample.finished for sample in samples)  # without EOS in the training string none would be
+    samples = sample_texts(
+        model,
+        tokenizer,
+        ["label good : ", "label bad : "] * 5,
+        12,
+        temperature=0.2,
+        precision="fp32",
+    )
+    # without EOS in the training string none would be
+    assert all(sample.finished for sample in samples)
     assert {sample.text for sample in samples[::2]} == {"the film was nice"}
     assert {sample.text for sample in samples[1::2]} == {"the book was awful"}
 
@@ -170,6 +209,8 @@ def test_bad_input_is_refused(tokenizer, llama):
         with pytest.raises(ValueError, match=match):
             train_generator(model, tokenizer, controls, texts, DPConfig(), sigma, SeededNoise(0))
     with pytest.raises(ValueError, match="no trainable parameters"):
-        train_generator(llama().requires_grad_(False), tokenizer, ["a"], ["b"], DPConfig(), 1.0, SeededNoise(0))
+        train_generator(
+            llama().requires_grad_(False), tokenizer, ["a"], ["b"], DPConfig(), 1.0, SeededNoise(0)
+        )
     with pytest.raises(ConfigError, match=r"generator\.clip: found 0"):
         check(DPConfig, {"clip": 0}, "generator")

@@ -5,14 +5,30 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fedduet.lm.models.batch import by_length, encode, encode_document, encode_prompt, endless_by_length, pad
+from fedduet.lm.models.batch import (
+    by_length,
+    encode,
+    encode_document,
+    encode_prompt,
+    endless_by_length,
+    pad,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 def test_a_document_is_control_code_text_and_end(tokenizer):
     row = encode_document(tokenizer, "label good : ", "the film was nice", 32)
-    assert tokenizer.convert_ids_to_tokens(row.ids) == ["label", "good", ":", "the", "film", "was", "nice", "<eos>"]
+    assert tokenizer.convert_ids_to_tokens(row.ids) == [
+        "label",
+        "good",
+        ":",
+        "the",
+        "film",
+        "was",
+        "nice",
+        "<eos>",
+    ]
     assert row.context == 3 and list(row.ids[:3]) == encode_prompt(tokenizer, "label good : ")
     assert encode_document(tokenizer, "", "nice", 32).context == 0
 
@@ -43,7 +59,11 @@ def test_pad_sides():
     ids, mask = pad([[5, 6], [7]], 9)
     assert ids.tolist() == [[5, 6], [7, 9]] and mask.tolist() == [[1, 1], [1, 0]]
     ids, mask = pad([[5, 6], [7]], 9, left=True)
-    assert ids.tolist() == [[5, 6], [9, 7]] and mask.tolist() == [[1, 1], [0, 1]] and ids.dtype == torch.int64
+    assert (
+        ids.tolist() == [[5, 6], [9, 7]]
+        and mask.tolist() == [[1, 1], [0, 1]]
+        and ids.dtype == torch.int64
+    )
 
 
 @given(st.lists(st.integers(1, 200), max_size=120), st.integers(1, 16))
@@ -53,9 +73,13 @@ def test_every_row_is_in_exactly_one_inference_batch(lengths, size):
     assert all(0 < len(batch) <= size for batch in batches)
 
 
-@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(1, 16), st.integers(0, 5))
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(1, 16), st.integers(0, 5)
+)
 def test_training_batches_are_full_and_use_every_row_alike(lengths, size, seed):
-    batches = list(itertools.islice(endless_by_length(lengths, size, np.random.default_rng(seed)), 40))
+    batches = list(
+        itertools.islice(endless_by_length(lengths, size, np.random.default_rng(seed)), 40)
+    )
     assert all(len(batch) == size for batch in batches)
     counts = np.bincount(list(itertools.chain(*batches)), minlength=len(lengths))
     assert counts.max() - counts.min() <= 1  # whole passes, the last one perhaps unfinished
@@ -65,10 +89,14 @@ def test_bucketing_saves_padding_and_stays_random():
     lengths = np.random.default_rng(0).integers(5, 128, 512).tolist()
 
     def padded(batches):
-        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) / sum(sum(lengths[i] for i in b) for b in batches)
+        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches) / sum(
+            sum(lengths[i] for i in b) for b in batches
+        )
 
     def epoch(seed, lengths=lengths):
-        return list(itertools.islice(endless_by_length(lengths, 16, np.random.default_rng(seed)), 32))
+        return list(
+            itertools.islice(endless_by_length(lengths, 16, np.random.default_rng(seed)), 32)
+        )
 
     order = np.random.default_rng(1).permutation(512).tolist()
     assert padded(epoch(2)) < 1.5 < 1.7 < padded([order[i : i + 16] for i in range(0, 512, 16)])
@@ -85,6 +113,7 @@ def test_no_rows_no_batches():
 def test_batches_are_bounded_by_rows_and_by_cells():
     lengths = [3, 9, 5, 1, 4, 30, 2]
     assert by_length(lengths, 3) == [[5, 1, 2], [4, 0, 6], [3]]
-    assert by_length(lengths, None, 18) == [[5], [1, 2], [4, 0, 6, 3]]  # 1 row too long, 2 x 9, 4 x 4 cells
+    # 1 row too long, 2 x 9, 4 x 4 cells
+    assert by_length(lengths, None, 18) == [[5], [1, 2], [4, 0, 6, 3]]
     assert by_length(lengths, 3, 18) == [[5], [1, 2], [4, 0, 6], [3]]
     assert by_length([], None, 18) == []

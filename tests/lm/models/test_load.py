@@ -1,4 +1,5 @@
-"""Folders are checked before they are loaded; loading is repeatable, quiet, and private training leaves the cache alone."""
+"""Folders are checked before they are loaded; loading is repeatable, quiet, and private training
+leaves the cache alone."""
 
 import json
 import shutil
@@ -19,7 +20,11 @@ from fedduet.lm.models.load import (
     trainable,
 )
 from fedduet.lm.models.save import save_model, set_trainable_arrays, trainable_arrays
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 
 def copy_of(folder, target, without=()):
@@ -61,18 +66,28 @@ def test_a_causal_folder_without_a_head_is_refused(folders, tmp_path):
 
 def test_pad_and_end_tokens(folders, tokenizer, tmp_path):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>")
-    with_end = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>", eos_token="<eos>")
+    with_end = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>", eos_token="<eos>"
+    )
     paths = {}
     for name, one in (("bare", bare), ("end", with_end)):
         paths[name] = copy_of(folders["llama"], tmp_path / name, ["tokenizer*", "special*"])
         one.save_pretrained(paths[name])
     assert load_tokenizer(paths["end"]).pad_token_id == 1
     padded = load_tokenizer(paths["bare"])
-    assert padded.pad_token == "<|pad|>" and padded.eos_token_id is None and padded.pad_token_id == len(tokenizer)
+    assert (
+        padded.pad_token == "<|pad|>"
+        and padded.eos_token_id is None
+        and padded.pad_token_id == len(tokenizer)
+    )
     generating = load_tokenizer(paths["bare"], generates=True)
     assert generating.eos_token == END and generating.pad_token == END
     model = load_causal_lm(paths["bare"], tokenizer=generating)
-    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) + 1 == model(input_ids=torch.tensor([[5]])).logits.shape[-1]
+    assert (
+        model.get_input_embeddings().weight.shape[0]
+        == len(tokenizer) + 1
+        == model(input_ids=torch.tensor([[5]])).logits.shape[-1]
+    )
     known = load_causal_lm(paths["bare"]).get_input_embeddings().weight
     assert torch.allclose(model.get_input_embeddings().weight[-1], known.mean(dim=0))
     assert model.generation_config.eos_token_id == generating.eos_token_id
@@ -89,7 +104,8 @@ def test_the_cached_copy_is_never_handed_out(folders):
     direct = AutoModelForCausalLM.from_pretrained(folders["llama"])
     for name, parameter in direct.named_parameters():
         assert torch.equal(parameter, fresh.state_dict()[name]), name
-    assert fresh.lm_head.weight is fresh.model.embed_tokens.weight  # tied weights stay tied in the copy
+    # tied weights stay tied in the copy
+    assert fresh.lm_head.weight is fresh.model.embed_tokens.weight
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
@@ -103,13 +119,22 @@ def test_heads_come_from_the_seed(folders, tokenizer, name):
     other = load_classifier(folders[name], 3, seed=1, tokenizer=tokenizer)
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state())  # the global stream is left alone
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    differ = [n for (n, a), (_, b) in zip(first.named_parameters(), other.named_parameters(), strict=True) if not torch.equal(a, b)]
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
+    differ = [
+        n
+        for (n, a), (_, b) in zip(first.named_parameters(), other.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
     assert differ == (["classifier.weight"] if name == "bert" else ["score.weight"])
     assert first.config.pad_token_id == 0 and first.config.num_labels == 3
     with torch.no_grad():  # the row's last real token decides, wherever the pads begin
         short = first(input_ids=torch.tensor([[5, 6, 9]]), attention_mask=torch.ones(1, 3)).logits
-        padded = first(input_ids=torch.tensor([[5, 6, 9, 0, 0]]), attention_mask=torch.tensor([[1, 1, 1, 0, 0]])).logits
+        padded = first(
+            input_ids=torch.tensor([[5, 6, 9, 0, 0]]),
+            attention_mask=torch.tensor([[1, 1, 1, 0, 0]]),
+        ).logits
     assert torch.allclose(short, padded, atol=1e-5)
 
 
@@ -123,7 +148,8 @@ def test_adapters_start_from_the_seed_and_change_nothing(folders):
     again = attach_lora(load_causal_lm(folders["llama"]), 4, 8, seed=3)
     other = attach_lora(load_causal_lm(folders["llama"]), 4, 8, seed=4)
     names = list(trainable(adapted))
-    assert len(names) == 2 * 7 * 2 and all("lora" in name for name in names)  # A and B, 7 linear layers, 2 blocks; no head
+    # A and B, 7 linear layers, 2 blocks; no head
+    assert len(names) == 2 * 7 * 2 and all("lora" in name for name in names)
     assert all(torch.equal(trainable(adapted)[name], trainable(again)[name]) for name in names)
     assert not torch.equal(trainable(adapted)[names[0]], trainable(other)[names[0]])
     only = attach_lora(load_causal_lm(folders["llama"]), 4, 8, targets=["q_proj"])
@@ -132,7 +158,9 @@ def test_adapters_start_from_the_seed_and_change_nothing(folders):
         torch.nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
         folded = merged(adapted)
-        assert torch.allclose(folded(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4)
+        assert torch.allclose(
+            folded(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-4
+        )
         assert not torch.allclose(folded(input_ids=ids).logits, before, atol=1e-2)
     assert type(folded).__name__ == "LlamaForCausalLM" and len(trainable(adapted)) == len(names)
 

@@ -1,4 +1,5 @@
-"""Label contrast in pre-training: the loss, its gradient, which documents it takes, learning, resuming."""
+"""Label contrast in pre-training: the loss, its gradient, which documents it takes, learning,
+resuming."""
 
 import math
 from dataclasses import replace
@@ -6,7 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from fedduet.lm.pretraining.config import PretrainConfig, contrast_weight
-from fedduet.lm.pretraining.contrast import contrast_batches, contrast_items, contrast_loss, tree_scores
+from fedduet.lm.pretraining.contrast import (
+    contrast_batches,
+    contrast_items,
+    contrast_loss,
+    tree_scores,
+)
 from fedduet.lm.pretraining.corpus import Document, Source, source_from_mapping, source_from_text
 from fedduet.lm.pretraining.pretrain import pretrain
 from fedduet.lm.pretraining.probe import Probe, ProbeItem, text_scores
@@ -33,7 +39,9 @@ def exact_products():
 
 @pytest.fixture(scope="module")
 def tiny():
-    tokenizer = train_tokenizer([f"{header} {text}" for header in HEADERS.values() for text in TEXTS], 300, 128)
+    tokenizer = train_tokenizer(
+        [f"{header} {text}" for header in HEADERS.values() for text in TEXTS], 300, 128
+    )
     return load_model("tiny", tokenizer, 128, 3), tokenizer
 
 
@@ -43,7 +51,9 @@ def gradient(model, value: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def log_likelihood(model, tokenizer, header: str, text: str, before: str = "") -> tuple[torch.Tensor, int]:
+def log_likelihood(
+    model, tokenizer, header: str, text: str, before: str = ""
+) -> tuple[torch.Tensor, int]:
     front = tokenizer(before + header)["input_ids"]
     ids = tokenizer(f"{before}{header} {text}")["input_ids"]
     assert ids[: len(front)] == front
@@ -54,18 +64,25 @@ def log_likelihood(model, tokenizer, header: str, text: str, before: str = "") -
 
 @pytest.mark.parametrize("chained", [(1, 1, 1), (1, 2), (3,)])
 def test_loss_and_gradient_equal_a_token_by_token_sum(tiny, chained):
-    """However the documents stand in chains: in one, those before it are read under their own labels."""
+    """However the documents stand in chains: in one, those before it are read under their own
+    labels."""
     model, tokenizer = tiny
     labels = ("good", "bad", "bad")
-    items = iter(contrast_items([document(*pair) for pair in zip(TEXTS, labels, strict=True)], tokenizer, 96))
-    got = contrast_loss(model, tokenizer, [[next(items) for _ in range(number)] for number in chained], 1.5, 128)
+    items = iter(
+        contrast_items([document(*pair) for pair in zip(TEXTS, labels, strict=True)], tokenizer, 96)
+    )
+    got = contrast_loss(
+        model, tokenizer, [[next(items) for _ in range(number)] for number in chained], 1.5, 128
+    )
     text = tokens = total = crossed = 0
     before = ""
     fresh = {sum(chained[:place]) for place in range(len(chained))}
     for place, (words, label) in enumerate(zip(TEXTS, labels, strict=True)):
         before = "" if place in fresh else before + "\n\n"
         own, count = log_likelihood(model, tokenizer, HEADERS[label], words, before)
-        other, _ = log_likelihood(model, tokenizer, HEADERS["bad" if label == "good" else "good"], words, before)
+        other, _ = log_likelihood(
+            model, tokenizer, HEADERS["bad" if label == "good" else "good"], words, before
+        )
         before += f"{HEADERS[label]} {words}"
         text, tokens, total = text - own, tokens + count, total + 2 * count
         crossed = crossed + torch.log1p(torch.exp((other - own) / 1.5)) / 3
@@ -81,7 +98,10 @@ def test_loss_and_gradient_equal_a_token_by_token_sum(tiny, chained):
 def test_equal_headers_give_no_gradient(tiny):
     model, tokenizer = tiny
     pairs = zip(TEXTS, (0, 1, 0), strict=True)
-    items = [[ProbeItem(((f"{HEADERS['bad']} {text}", len(HEADERS["bad"])),) * 2, answer)] for text, answer in pairs]
+    items = [
+        [ProbeItem(((f"{HEADERS['bad']} {text}", len(HEADERS["bad"])),) * 2, answer)]
+        for text, answer in pairs
+    ]
     got = contrast_loss(model, tokenizer, items, 1.0, 128)
     assert got.labels.item() == pytest.approx(math.log(2), abs=1e-5)
     assert max(float(value.abs().max()) for value in gradient(model, got.labels).values()) < 1e-6
@@ -92,13 +112,21 @@ def test_equal_headers_give_no_gradient(tiny):
 def test_texts_of_one_tree_score_as_each_alone_and_share_what_they_begin_with(tiny):
     model, tokenizer = tiny
     begun = f"{HEADERS['good']} {TEXTS[1]}\n\n"
-    group = [(begun + f"{HEADERS[label]} {text}", len(begun + HEADERS[label])) for label in HEADERS for text in TEXTS]
+    group = [
+        (begun + f"{HEADERS[label]} {text}", len(begun + HEADERS[label]))
+        for label in HEADERS
+        for text in TEXTS
+    ]
     lone = (f"{HEADERS['bad']} {TEXTS[2]}", len(HEADERS["bad"]))
     fed = []
-    hook = model.register_forward_pre_hook(lambda _, args, given: fed.append(given["input_ids"].shape), with_kwargs=True)
+    hook = model.register_forward_pre_hook(
+        lambda _, args, given: fed.append(given["input_ids"].shape), with_kwargs=True
+    )
     got = tree_scores(model, tokenizer, [[lone], group], 128)
     hook.remove()
-    for mine, reference in zip(got, text_scores(model, tokenizer, [lone, *group], 128), strict=True):
+    for mine, reference in zip(
+        got, text_scores(model, tokenizer, [lone, *group], 128), strict=True
+    ):
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-5)
     assert fed[0][1] < sum(len(tokenizer(text)["input_ids"]) for text, _ in group) / 1.5
     cut = tree_scores(model, tokenizer, [[lone], group], 12)
@@ -108,10 +136,16 @@ def test_texts_of_one_tree_score_as_each_alone_and_share_what_they_begin_with(ti
 
 def test_what_does_not_fit_counts_in_neither_loss(tiny):
     model, tokenizer = tiny
-    first, second = contrast_items([document(TEXTS[1], "good"), document(TEXTS[2], "bad")], tokenizer, 96)
+    first, second = contrast_items(
+        [document(TEXTS[1], "good"), document(TEXTS[2], "bad")], tokenizer, 96
+    )
     limit = len(tokenizer(first.worded[1][0])["input_ids"])
-    got, alone = (contrast_loss(model, tokenizer, [chain], 1.0, limit) for chain in ([first, second], [first]))
-    assert (got.text.item(), got.labels.item()) == pytest.approx((alone.text.item(), alone.labels.item()), rel=1e-5)
+    got, alone = (
+        contrast_loss(model, tokenizer, [chain], 1.0, limit) for chain in ([first, second], [first])
+    )
+    assert (got.text.item(), got.labels.item()) == pytest.approx(
+        (alone.text.item(), alone.labels.item()), rel=1e-5
+    )
     assert got.tokens == alone.tokens
 
 
@@ -120,12 +154,16 @@ def test_items_hold_every_label_and_at_most_the_tokens_asked_for(tiny):
     documents = [
         document(TEXTS[2], "good"),
         document(TEXTS[0], "so-so"),
-        Document(TEXTS[1], row={"label": "bad", "text": TEXTS[1]}, source=replace(SOURCE, contrast={})),
+        Document(
+            TEXTS[1], row={"label": "bad", "text": TEXTS[1]}, source=replace(SOURCE, contrast={})
+        ),
         Document(TEXTS[1]),
     ]
     (item,) = contrast_items(documents, tokenizer, 96)
     assert item.answer == 1
-    assert item.worded == tuple((f"{header} {TEXTS[2]}", len(header)) for header in HEADERS.values())
+    assert item.worded == tuple(
+        (f"{header} {TEXTS[2]}", len(header)) for header in HEADERS.values()
+    )
     (cut,) = contrast_items(documents, tokenizer, 6)
     text = cut.worded[0][0].removeprefix(HEADERS["bad"] + " ")
     assert TEXTS[2].startswith(text + " ") and 3 <= len(tokenizer(text)["input_ids"]) <= 6
@@ -137,7 +175,9 @@ def test_an_epoch_holds_every_item_once_in_batches_of_like_length():
     assert all(len(chain) == 1 for batch in batches for chain in batch)
     assert sorted(index for batch in batches for (index,) in batch) == list(range(200))
     assert {len(batch) for batch in batches} == {8}
-    spread = [max(7 * i % 200 for (i,) in batch) - min(7 * i % 200 for (i,) in batch) for batch in batches]
+    spread = [
+        max(7 * i % 200 for (i,) in batch) - min(7 * i % 200 for (i,) in batch) for batch in batches
+    ]
     assert sum(spread) / len(spread) < 40  # 8 of 200 drawn at random: 155 on average
 
     def flat(seed, epoch):
@@ -150,7 +190,13 @@ def test_an_epoch_holds_every_item_once_in_batches_of_like_length():
 def test_chains_are_of_one_kind_and_of_every_length():
     domains = ["lamp", "book", "film"]
     items = [
-        ProbeItem(tuple((f"{domains[i % 3]} {label}: " + "x" * (i % 40), len(domains[i % 3]) + 5) for label in ("bad", "god")), i % 2)
+        ProbeItem(
+            tuple(
+                (f"{domains[i % 3]} {label}: " + "x" * (i % 40), len(domains[i % 3]) + 5)
+                for label in ("bad", "god")
+            ),
+            i % 2,
+        )
         for i in range(600)
     ]
     batches = contrast_batches(items, 8, 0, 0, 4)
@@ -158,10 +204,15 @@ def test_chains_are_of_one_kind_and_of_every_length():
     assert sorted(index for chain in chains for index in chain) == list(range(600))
     assert all(len({index % 3 for index in chain}) == 1 for chain in chains)
     assert max(sum(map(len, batch)) for batch in batches) <= 8
-    shares = [sum(len(chain) == length for chain in chains) / len(chains) for length in (1, 2, 3, 4)]
+    shares = [
+        sum(len(chain) == length for chain in chains) / len(chains) for length in (1, 2, 3, 4)
+    ]
     assert all(0.17 < share < 0.33 for share in shares)
-    assert any(len({items[index].answer for index in chain}) == 2 for chain in chains)  # labels are mixed
-    assert contrast_batches(items, 3, 0, 0, 4) and {len(batch) for batch in contrast_batches(items, 1, 0, 0, 4)} == {1}
+    # labels are mixed
+    assert any(len({items[index].answer for index in chain}) == 2 for chain in chains)
+    assert contrast_batches(items, 3, 0, 0, 4) and {
+        len(batch) for batch in contrast_batches(items, 1, 0, 0, 4)
+    } == {1}
 
 
 def test_the_weight_is_full_while_documents_stand_alone_and_falls_then(reviews):
@@ -178,26 +229,44 @@ def test_the_weight_is_full_while_documents_stand_alone_and_falls_then(reviews):
 def test_alternatives_are_read_and_bad_ones_refused(tmp_path):
     spec = r"path=rows.csv,template=Rating: {label}\nReview: {text},contrast.label=bad|good"
     assert source_from_text(spec) == SOURCE
-    entry = {"path": "rows.csv", "template": SOURCE.template, "contrast": {"label": ["bad", "good"]}}
+    entry = {
+        "path": "rows.csv",
+        "template": SOURCE.template,
+        "contrast": {"label": ["bad", "good"]},
+    }
     assert source_from_mapping(entry, "x") == SOURCE
-    for contrast in ({"label": ["bad"]}, {"stars": ["bad", "good"]}, {"label": ["bad", "good"], "text": ["a", "b"]}):
+    for contrast in (
+        {"label": ["bad"]},
+        {"stars": ["bad", "good"]},
+        {"label": ["bad", "good"], "text": ["a", "b"]},
+    ):
         with pytest.raises(ValueError, match=r"rows\.csv: contrast is .*, allowed is one column"):
             source_from_mapping({**entry, "contrast": contrast}, "x")
     with pytest.raises(ValueError, match=r"contrast is 0\.5, and no source declares"):
-        PretrainConfig(out=tmp_path, sources=(replace(SOURCE, contrast={}),), tokens=10, contrast=0.5)
+        PretrainConfig(
+            out=tmp_path, sources=(replace(SOURCE, contrast={}),), tokens=10, contrast=0.5
+        )
 
 
 @pytest.fixture
 def reviews(tmp_path) -> PretrainConfig:
-    """The label says which three of six words may stand in the middle; text alone teaches that late."""
+    """The label says which three of six words may stand in the middle; text alone teaches that
+    late."""
     lines = ["label,text"]
-    for label, words in {"1": ("fine", "great", "superb"), "0": ("awful", "broken", "weak")}.items():
+    for label, words in {
+        "1": ("fine", "great", "superb"),
+        "0": ("awful", "broken", "weak"),
+    }.items():
         lines += [f"{label},a {n} in {c} is {x} and {m} of it"
                   for x in words for n in ("lamp", "book", "film", "knife") for c in ("red", "blue", "green")
                   for m in ("more", "less")]  # fmt: skip
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     source = replace(SOURCE, map={"label": {"0": "bad", "1": "good"}})
-    probe = Probe("label", {label: f"Rating: {label}\nReview: {{text}}" for label in ("bad", "good")}, documents=14)
+    probe = Probe(
+        "label",
+        {label: f"Rating: {label}\nReview: {{text}}" for label in ("bad", "good")},
+        documents=14,
+    )
     return PretrainConfig(
         out=tmp_path / "run", start="tiny", sources=(source,), root=tmp_path, tokens=12_000, vocab_size=300, block=48,
         batch=2, learning_rate=3e-3, held_out=14, precision="fp32", probe=probe, contrast=0.4, contrast_batch=4,
@@ -211,7 +280,8 @@ def test_a_tiny_model_learns_to_follow_a_label_word(reviews):
     assert result.measurements[0].probe_accuracy < 0.9  # and 0.5 at the end with contrast 0
     assert result.measurements[-1].probe_accuracy == 1.0
     assert seen[-1].label_loss < 0.05
-    assert result.measurements[-1].held_out_loss < result.measurements[0].held_out_loss - 2  # fluency is trained too
+    # fluency is trained too
+    assert result.measurements[-1].held_out_loss < result.measurements[0].held_out_loss - 2
     steps, contrasts = result.position.step, result.position.contrasts
     assert contrasts == steps - -(-steps // 4)  # three of four, the first is packed
 

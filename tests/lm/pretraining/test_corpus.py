@@ -1,4 +1,5 @@
-"""Pre-training text: source specs, readers, filters, style, forbidden and repeated texts, the reviews recipe."""
+"""Pre-training text: source specs, readers, filters, style, forbidden and repeated texts, the
+reviews recipe."""
 
 import csv
 import gzip
@@ -35,7 +36,8 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 def test_data_argument_golden():
     spec = (
-        r"path=train.csv.gz,template=Product: {domain}, rated {label}\nReview: {text},map.label.0=negative,"
+        r"path=train.csv.gz,template=Product: {domain}, rated {label}\nReview:"
+        r" {text},map.label.0=negative,"
         "map.label.1=positive,exclude.domain=apparel|baby,keep.split=train,set.kind=review,repeat=3,held_out=false"
     )
     assert source_from_text(spec) == Source(
@@ -110,7 +112,10 @@ def test_filters_forbidden_repeats_and_wording(tmp_path):
         ("...", 0, "home"),  # nothing left of it
     ]
     write_csv(tmp_path / "a.csv", [{"text": t, "label": n, "domain": d} for t, n, d in rows])
-    write_csv(tmp_path / "private.csv", [{"text": "Secret, text.", "domain": "baby"}, {"text": "x", "domain": "home"}])
+    write_csv(
+        tmp_path / "private.csv",
+        [{"text": "Secret, text.", "domain": "baby"}, {"text": "x", "domain": "home"}],
+    )
     write_csv(tmp_path / "b.csv", [{"text": "BAD {label} knife"}, {"text": "x"}])
     sources = (
         Source(
@@ -120,7 +125,9 @@ def test_filters_forbidden_repeats_and_wording(tmp_path):
             map={"label": {"0": "negative", "1": "positive"}},
             repeat=3,
         ),
-        Source("b.csv", "{domain}: {text}", set={"domain": "tools"}, style="tokenized", held_out=False),
+        Source(
+            "b.csv", "{domain}: {text}", set={"domain": "tools"}, style="tokenized", held_out=False
+        ),
     )
     corpus = read_corpus(sources, tmp_path, (Source("private.csv", keep={"domain": ("baby",)}),))
     assert [(d.text, d.repeat, d.may_hold_out) for d in corpus.documents] == [
@@ -137,13 +144,19 @@ def test_unmapped_value_and_missing_column_name_file_and_row(tmp_path):
     write_csv(tmp_path / "a.csv", [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}])
     with pytest.raises(ValueError, match=r"a\.csv: row 2: column 'label' is '2', map lists 0, 1"):
         read_corpus((Source("a.csv", map={"label": {"0": "n", "1": "p"}}),), tmp_path)
-    with pytest.raises(ValueError, match=r"a\.csv: row 1 has no column 'domain', it has label, text"):
+    with pytest.raises(
+        ValueError, match=r"a\.csv: row 1 has no column 'domain', it has label, text"
+    ):
         read_corpus((Source("a.csv", "{domain}: {text}"),), tmp_path)
 
 
 def test_tokenized_style_golden():
     raw = "I DON'T like it (at all), it's \"bad\"... paid $1,250.99 in the U.S. at 10:30. Really?!"
-    assert tokenized_style(raw) == ("i do n't like it ( at all ) , it 's \" bad \" ... paid $ 1,250.99 in the u.s . at 10:30 . really ? !")
+    assert (
+        tokenized_style(raw)
+        == "i do n't like it ( at all ) , it 's \" bad \" ... paid $ 1,250.99 in the u.s . at 10:30"
+        " . really ? !"
+    )
 
 
 def test_style_changes_no_letter_or_digit():
@@ -153,7 +166,8 @@ def test_style_changes_no_letter_or_digit():
 
 def test_cut_ends_at_the_last_sentence_of_the_second_half():
     assert cut_to_words("a b . c d e", 5) == "a b ."
-    assert cut_to_words("a . b c d e f", 6) == "a . b c d e"  # a sentence that early would lose too much
+    # a sentence that early would lose too much
+    assert cut_to_words("a . b c d e f", 6) == "a . b c d e"
     assert cut_to_words("a b c", 3) == "a b c"
     assert cut_to_words("a b c", 0) == "a b c"
 
@@ -162,11 +176,14 @@ def test_values_are_not_filled_again():
     assert fill_template("{a}-{b}", {"a": "{b}", "b": "x"}) == "{b}-x"
 
 
-# --- the command and its recipe ---------------------------------------------------------------------------------------
+# --- the command and its recipe -------------------------------------------------------------------
 
 
 def test_command_trains_from_arguments_and_repeats_nothing(tmp_path, capsys):
-    write_csv(tmp_path / "a.csv", [{"text": f"lamp number {i} is fine .", "label": i % 2} for i in range(40)])
+    write_csv(
+        tmp_path / "a.csv",
+        [{"text": f"lamp number {i} is fine .", "label": i % 2} for i in range(40)],
+    )
     argv = [
         "--from",
         "tiny",
@@ -180,7 +197,10 @@ def test_command_trains_from_arguments_and_repeats_nothing(tmp_path, capsys):
         "2",
     ]
     argv += ["--block", "32", "--vocab-size", "300", "--precision", "fp32"]
-    argv += ["--data", r"path=a.csv,template=Rating: {label}\n{text},map.label.0=bad,map.label.1=good"]
+    argv += [
+        "--data",
+        r"path=a.csv,template=Rating: {label}\n{text},map.label.0=bad,map.label.1=good",
+    ]
     assert main(argv) == 0
     card = (tmp_path / "out" / "latest" / "README.md").read_text()
     assert "| a.csv | 40 | 0 | 0 | 0 | 40 | 1 |" in card
@@ -220,7 +240,9 @@ def test_reviews_recipe_is_valid_and_keeps_private_domains_out():
     }
 
 
-@pytest.mark.skipif(not (REPOSITORY / "../shared/data/fdu_mtl").is_dir(), reason="the review files are not here")
+@pytest.mark.skipif(
+    not (REPOSITORY / "../shared/data/fdu_mtl").is_dir(), reason="the review files are not here"
+)
 def test_reviews_recipe_on_the_real_files_holds_no_private_text():
     config = reviews_config(str(REPOSITORY / "../shared/data"))
     corpus = read_corpus(config.sources, config.root, config.forbidden)

@@ -22,7 +22,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-SENTENCES = [f"the {noun} is {word} ." for noun in ("lamp", "book", "film", "knife") for word in ("good", "bad", "old")]
+SENTENCES = [
+    f"the {noun} is {word} ."
+    for noun in ("lamp", "book", "film", "knife")
+    for word in ("good", "bad", "old")
+]
 DOCUMENTS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
 
 
@@ -34,13 +38,16 @@ def tiny(out: Path, **changes) -> PretrainConfig:
     return replace(basis, **changes)
 
 
-# --- blocks -----------------------------------------------------------------------------------------------------------
+# --- blocks ---------------------------------------------------------------------------------------
 
 
 def test_pack_golden():
-    documents = [np.full(size, name, dtype=np.int32) for name, size in ((10, 3), (20, 2), (30, 1), (40, 6))]
+    documents = [
+        np.full(size, name, dtype=np.int32) for name, size in ((10, 3), (20, 2), (30, 1), (40, 6))
+    ]
     packed = pack(documents, 4, 0, [0, 1, 2, 3])
-    # 3; 2 does not fit there; 1 goes to the fullest block it fits; 6 is cut into 4 + 2, the 2 fills the second block
+    # 3; 2 does not fit there; 1 goes to the fullest block it fits; 6 is cut into 4 + 2, the 2 fills
+    # the second block
     assert packed.ids.tolist() == [[10, 10, 10, 30], [20, 20, 40, 40], [40, 40, 40, 40]]
     assert packed.used.tolist() == [4, 4, 4]
 
@@ -48,12 +55,15 @@ def test_pack_golden():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=30), st.integers(3, 9))
 def test_pack_loses_nothing_and_starts_blocks_with_pieces(sizes, length):
-    documents = [np.arange(size, dtype=np.int32) + 100 * (number + 1) for number, size in enumerate(sizes)]
+    documents = [
+        np.arange(size, dtype=np.int32) + 100 * (number + 1) for number, size in enumerate(sizes)
+    ]
     packed = pack(documents, length, 0, range(len(documents)))
     real = [row[:used] for row, used in zip(packed.ids, packed.used, strict=True)]
     assert sorted(np.concatenate(real)) == sorted(np.concatenate(documents))
     assert all((row[used:] == 0).all() for row, used in zip(packed.ids, packed.used, strict=True))
-    assert all((row[0] % 100) % length == 0 for row in real)  # a document's start, or a cut at a multiple of length
+    # a document's start, or a cut at a multiple of length
+    assert all((row[0] % 100) % length == 0 for row in real)
     assert all(packed.used[i] + packed.used[j] > length for i in range(len(real)) for j in range(i))
 
 
@@ -71,7 +81,9 @@ def test_epoch_repeats_documents_and_depends_on_seed_and_epoch():
 
 
 def test_batch_masks_pads_even_where_pad_is_eos():
-    blocks = Blocks(np.array([[5, 1, 1, 1], [6, 7, 1, 1]], dtype=np.int32), np.array([2, 3], dtype=np.int32))
+    blocks = Blocks(
+        np.array([[5, 1, 1, 1], [6, 7, 1, 1]], dtype=np.int32), np.array([2, 3], dtype=np.int32)
+    )
     ids, labels = blocks.batch([0, 1], torch.device("cpu"))
     assert ids.tolist() == [[5, 1, 1], [6, 7, 1]]
     assert labels.tolist() == [[5, 1, IGNORED], [6, 7, 1]]
@@ -86,7 +98,7 @@ def test_documents_are_closed_by_eos_and_decode_back():
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
-# --- schedule and budget ----------------------------------------------------------------------------------------------
+# --- schedule and budget --------------------------------------------------------------------------
 
 
 def test_learning_rate_golden(tmp_path):
@@ -130,7 +142,7 @@ def test_bad_settings_are_one_sentence(tmp_path, changes, words):
         pretrain(tiny(tmp_path, **changes))
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def test_held_out_documents_are_drawn_by_the_seed_and_never_trained_on():
@@ -147,17 +159,26 @@ def test_learns_and_writes_a_plain_folder_that_stops(tmp_path):
     result = pretrain(config)
     first, last = result.measurements[0].held_out_loss, result.held_out_loss
     assert first == pytest.approx(math.log(300), abs=0.15)
-    # a document is two even choices among 12 sentences, 11 tokens are predicted: at best 2 ln 12 / 11 = 0.45 nats each
+    # a document is two even choices among 12 sentences, 11 tokens are predicted: at best 2 ln 12 /
+    # 11 = 0.45 nats each
     assert 0.42 < last < 0.60
     stored = load_file(result.folder / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     tokenizer = AutoTokenizer.from_pretrained(result.folder)
     model = AutoModelForCausalLM.from_pretrained(result.folder, dtype=torch.float32)
-    made = model.generate(**tokenizer("the lamp is", return_tensors="pt"), max_new_tokens=30, do_sample=False)
+    made = model.generate(
+        **tokenizer("the lamp is", return_tensors="pt"), max_new_tokens=30, do_sample=False
+    )
     text = tokenizer.decode(made[0], skip_special_tokens=True)
     assert made[0, -1] == tokenizer.eos_token_id and text in DOCUMENTS
     card = (result.folder / "README.md").read_text()
-    for words in ("Started from: tiny", "134 trained on", "10 held out", "fedduet pretrain --out x", "seed: 0"):
+    for words in (
+        "Started from: tiny",
+        "134 trained on",
+        "10 held out",
+        "fedduet pretrain --out x",
+        "seed: 0",
+    ):
         assert words in card
     assert (tmp_path / "latest").resolve() == result.folder.resolve()
 
@@ -173,7 +194,9 @@ def test_held_out_loss_equals_a_token_by_token_sum(tmp_path):
         logs = model(torch.tensor(row[None, :used].astype(np.int64))).logits[0].log_softmax(-1)
         total -= sum(float(logs[place - 1, row[place]]) for place in range(1, used))
         count += int(used) - 1
-    assert held_out_loss(model, packed, 3, torch.device("cpu")) == pytest.approx(total / count, rel=1e-5)
+    assert held_out_loss(model, packed, 3, torch.device("cpu")) == pytest.approx(
+        total / count, rel=1e-5
+    )
 
 
 def test_an_epoch_shows_every_document_once(tmp_path):
@@ -206,7 +229,8 @@ def test_interrupted_twice_equals_uninterrupted(tmp_path):
     one, other = (load_file(r.folder / "model.safetensors") for r in (whole, result))
     assert all(torch.equal(one[name], other[name]) for name in one)
     again = StopAt(-1)
-    assert pretrain(parts, again).position == result.position and again.seen == []  # nothing is left to do
+    # nothing is left to do
+    assert pretrain(parts, again).position == result.position and again.seen == []
 
 
 def test_a_larger_budget_goes_on_and_other_text_is_refused(tmp_path):
@@ -234,7 +258,8 @@ def test_latest_is_a_whole_model_at_every_moment(tmp_path):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "latest", dtype=torch.float32)
         AutoTokenizer.from_pretrained(tmp_path / "latest")
         seen.append(model.get_input_embeddings().weight.detach().clone())
-        assert len(list((tmp_path / "exports").iterdir())) <= 2  # the last step has no export of its own yet
+        # the last step has no export of its own yet
+        assert len(list((tmp_path / "exports").iterdir())) <= 2
 
     pretrain(tiny(tmp_path, tokens=800, checkpoint_minutes=0.0), look)
     assert len(seen) >= 5
@@ -261,13 +286,20 @@ def test_a_folder_without_eos_is_refused(tmp_path):
 
 def test_bf16_computes_nearly_the_same_and_keeps_float32_weights(tmp_path):
     one, other = (pretrain(tiny(tmp_path / name, precision=name)) for name in ("fp32", "bf16"))
-    assert 1e-6 < abs(one.measurements[0].held_out_loss - other.measurements[0].held_out_loss) < 0.02
+    assert (
+        1e-6 < abs(one.measurements[0].held_out_loss - other.measurements[0].held_out_loss) < 0.02
+    )
     assert other.held_out_loss == pytest.approx(one.held_out_loss, abs=0.1)
-    assert {tensor.dtype for tensor in load_file(other.folder / "model.safetensors").values()} == {torch.float32}
-    assert {tensor.dtype for tensor in load_checkpoint(tmp_path / "bf16" / "checkpoint")["model"].values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_file(other.folder / "model.safetensors").values()} == {
+        torch.float32
+    }
+    assert {
+        tensor.dtype
+        for tensor in load_checkpoint(tmp_path / "bf16" / "checkpoint")["model"].values()
+    } == {torch.float32}
 
 
-# --- probe ------------------------------------------------------------------------------------------------------------
+# --- probe ----------------------------------------------------------------------------------------
 
 TEMPLATES = {"bad": "Rating: bad\nReview: {text}", "good": "Rating: good\nReview: {text}"}
 
@@ -276,7 +308,9 @@ def test_text_log_likelihood_counts_only_the_text_and_ignores_pads():
     tokenizer = train_tokenizer([*DOCUMENTS, *TEMPLATES.values()], 400, 128)
     model = load_model("tiny", tokenizer, 128, 0).eval().requires_grad_(False)
     header, texts = "Rating: good\nReview: ", ["the lamp is good .", "old"]
-    scores = text_log_likelihoods(model, tokenizer, [(header + text, len(header.rstrip())) for text in texts], 64)
+    scores = text_log_likelihoods(
+        model, tokenizer, [(header + text, len(header.rstrip())) for text in texts], 64
+    )
     for text, score in zip(texts, scores, strict=True):
         front = tokenizer(header.rstrip(), add_special_tokens=False)["input_ids"]
         ids = tokenizer(header + text, add_special_tokens=False)["input_ids"]
@@ -290,18 +324,40 @@ def test_probe_finds_a_model_that_follows_its_header(tmp_path):
     lines = ["label,text"]
     words = {"1": ("fine", "great", "superb", "lovely"), "0": ("awful", "broken", "weak", "dull")}
     for label, chosen in words.items():
-        lines += [f"{label},a {x} {n} and {y} too" for x in chosen for y in chosen for n in ("lamp", "book", "film")]
+        lines += [
+            f"{label},a {x} {n} and {y} too"
+            for x in chosen
+            for y in chosen
+            for n in ("lamp", "book", "film")
+        ]
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
-    source = Source("rows.csv", "Rating: {label}\nReview: {text}", map={"label": {"0": "bad", "1": "good"}}, repeat=2)
+    source = Source(
+        "rows.csv",
+        "Rating: {label}\nReview: {text}",
+        map={"label": {"0": "bad", "1": "good"}},
+        repeat=2,
+    )
     probe = Probe("label", TEMPLATES, documents=8)
-    config = tiny(tmp_path / "run", documents=(), sources=(source,), root=tmp_path, probe=probe, tokens=25_000, block=48)
+    config = tiny(
+        tmp_path / "run",
+        documents=(),
+        sources=(source,),
+        root=tmp_path,
+        probe=probe,
+        tokens=25_000,
+        block=48,
+    )
     measurements = pretrain(config).measurements
     assert measurements[-1].probe_accuracy == 1.0
     swapped = replace(probe, templates={"good": TEMPLATES["bad"], "bad": TEMPLATES["good"]})
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "run" / "final", dtype=torch.float32
+    ).eval()
     row = {"label": "good", "text": "a great film and lovely too"}
-    items = probe_items(swapped, [Document("", row=row), Document("", row={**row, "label": "unknown"})])
+    items = probe_items(
+        swapped, [Document("", row=row), Document("", row={**row, "label": "unknown"})]
+    )
     assert len(items) == 1
     assert probe_accuracy(model, tokenizer, items, 48) == 0.0
 
@@ -311,7 +367,9 @@ def test_probe_that_fits_no_document_is_refused():
     with pytest.raises(ValueError, match="probe: no held-out document has 'stars' among bad, good"):
         probe_items(Probe("stars", TEMPLATES), documents)
     templates = {name: "{domain}\n" + template for name, template in TEMPLATES.items()}
-    with pytest.raises(ValueError, match="template 'bad' names the column 'domain', a row has label, text"):
+    with pytest.raises(
+        ValueError, match="template 'bad' names the column 'domain', a row has label, text"
+    ):
         probe_items(Probe("label", templates), documents)
 
 

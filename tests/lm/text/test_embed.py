@@ -1,4 +1,5 @@
-"""Embeddings are means over real tokens, of length one, in order; and the hashed ones group by wording."""
+"""Embeddings are means over real tokens, of length one, in order; and the hashed ones group by
+wording."""
 
 import numpy as np
 import pytest
@@ -16,12 +17,23 @@ def test_mean_of_last_hidden_states(folders, tokenizer, name):
     model = AutoModel.from_pretrained(folders[name]).eval()
     for text, vector in zip(TEXTS, vectors, strict=True):
         with torch.no_grad():
-            mean = model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False)).last_hidden_state[0].mean(dim=0).numpy()
+            mean = (
+                model(**tokenizer(text, return_tensors="pt", return_token_type_ids=False))
+                .last_hidden_state[0]
+                .mean(dim=0)
+                .numpy()
+            )
         assert np.allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
     assert vectors.shape == (4, embedder.size) and vectors.dtype == np.float32
     assert embedder.embed([]).shape == (0, 32) and not embedder.embed([""]).any()
 
 
 def test_hashed_embeddings():
-    same, near, far, empty = hashed_embeddings(["the tea kettle leaks", "the tea kettle drips", "shoes run too small", ""])
-    assert np.linalg.norm(same) == pytest.approx(1, abs=1e-6) and same @ near > 0.4 > 0.1 > abs(same @ far) and not empty.any()
+    same, near, far, empty = hashed_embeddings(
+        ["the tea kettle leaks", "the tea kettle drips", "shoes run too small", ""]
+    )
+    assert (
+        np.linalg.norm(same) == pytest.approx(1, abs=1e-6)
+        and same @ near > 0.4 > 0.1 > abs(same @ far)
+        and not empty.any()
+    )

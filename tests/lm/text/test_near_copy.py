@@ -1,4 +1,5 @@
-"""Near-copies: against a brute-force comparison of all pairs, over scripts, and fast enough for a run."""
+"""Near-copies: against a brute-force comparison of all pairs, over scripts, and fast enough for a
+run."""
 
 import random
 import time
@@ -22,7 +23,8 @@ def brute_force(candidates, references, threshold):
 def test_similarity_is_jaccard_of_word_trigrams():
     words = [f"w{i}" for i in range(20)]
     changed = [*words[:10], "other", *words[11:]]
-    assert similarity(" ".join(words), " ".join(changed)) == 15 / 21  # 18 shingles each, 3 of them touched
+    # 18 shingles each, 3 of them touched
+    assert similarity(" ".join(words), " ".join(changed)) == 15 / 21
     assert similarity("one two three", "one two four") == 0.0
     assert similarity("", "  ") == 1.0 and similarity("", "a") == 0.0
 
@@ -33,13 +35,24 @@ def test_similarity_is_jaccard_of_word_trigrams():
     st.sampled_from([0.2, 0.5, 0.7, 1.0]),
 )
 def test_equals_comparing_all_pairs(candidates, references, threshold):
-    assert drop_near_copies(candidates, references, threshold) == brute_force(candidates, references, threshold)
+    assert drop_near_copies(candidates, references, threshold) == brute_force(
+        candidates, references, threshold
+    )
 
 
 def test_equals_comparing_all_pairs_when_many_share_shingles():
     rng = random.Random(3)
-    things, verbs, words = ["the camera", "this lens", "it"], ["is", "was"], ["great", "bad", "poor"]
-    texts = [" . ".join(f"{rng.choice(things)} {rng.choice(verbs)} {rng.choice(words)}" for _ in range(4)) for _ in range(300)]
+    things, verbs, words = (
+        ["the camera", "this lens", "it"],
+        ["is", "was"],
+        ["great", "bad", "poor"],
+    )
+    texts = [
+        " . ".join(
+            f"{rng.choice(things)} {rng.choice(verbs)} {rng.choice(words)}" for _ in range(4)
+        )
+        for _ in range(300)
+    ]
     found = drop_near_copies(texts[:200], texts[200:], 0.5)
     assert found == brute_force(texts[:200], texts[200:], 0.5)
     assert 20 < len(found) < 180
@@ -56,7 +69,11 @@ def test_case_space_punctuation_and_full_width_make_no_difference():
 
 
 def test_scripts_without_spaces_are_compared_by_characters():
-    one, near, other = "这款相机的画质非常好我很喜欢它", "这款相机的画质非常好我很喜欢", "电池用了两天就坏了完全不推荐"
+    one, near, other = (
+        "这款相机的画质非常好我很喜欢它",
+        "这款相机的画质非常好我很喜欢",
+        "电池用了两天就坏了完全不推荐",
+    )
     assert drop_near_copies([one, near, other]) == [0, 2]
     assert units("相机 is ดี") == ["相", "机", "is", "ด", "ี"]
 
@@ -72,7 +89,9 @@ def test_references_and_earlier_candidates_count_and_dropped_ones_do_not():
 
 
 def test_threshold_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match="near-copy threshold is 0, allowed is more than 0 and at most 1"):
+    with pytest.raises(
+        ValueError, match="near-copy threshold is 0, allowed is more than 0 and at most 1"
+    ):
         drop_near_copies(["a"], [], 0)
 
 

@@ -1,7 +1,14 @@
 """The rule filter for generated text."""
 
 import pytest
-from fedduet.lm.text.rules import Rules, clean, control_heads, filter_texts, is_repetitive, last_sentence_end
+from fedduet.lm.text.rules import (
+    Rules,
+    clean,
+    control_heads,
+    filter_texts,
+    is_repetitive,
+    last_sentence_end,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,28 +99,39 @@ def test_sentence_ends_of_several_scripts_and_no_decimal_points():
 
 
 def test_short_is_a_matter_of_tokens_not_of_white_space_words():
-    """The public code counted white-space words, and so dropped every text of a script without spaces."""
+    """The public code counted white-space words, and so dropped every text of a script without
+    spaces."""
     chinese = "这款相机的画质非常好我很喜欢"
     assert words(chinese) == 1
     assert filter_texts([chinese], len, Rules(min_tokens=5)).kept == ((0, chinese),)
-    assert filter_texts(["good stuff!"], lambda text: 12, Rules(min_tokens=5)).kept == ((0, "good stuff!"),)
+    assert filter_texts(["good stuff!"], lambda text: 12, Rules(min_tokens=5)).kept == (
+        (0, "good stuff!"),
+    )
 
 
 def test_repetition_is_found_by_share_and_by_distinct_trigrams():
     rules = Rules()
-    assert is_repetitive("the camera and it is good and it is good and it is good and it is good", rules.max_share, rules.min_distinct)
+    assert is_repetitive(
+        "the camera and it is good and it is good and it is good and it is good",
+        rules.max_share,
+        rules.min_distinct,
+    )
     long_cycle = "one two three four five six seven eight nine ten " * 3
     assert is_repetitive(long_cycle, rules.max_share, rules.min_distinct)
     assert is_repetitive("好看好看好看好看好看好看", rules.max_share, rules.min_distinct)
     assert not is_repetitive(
-        "the pictures are sharp , the zoom works well and the battery lasts all day", rules.max_share, rules.min_distinct
+        "the pictures are sharp , the zoom works well and the battery lasts all day",
+        rules.max_share,
+        rules.min_distinct,
     )
     assert not is_repetitive("good", rules.max_share, rules.min_distinct)
 
 
 @given(st.lists(st.tuples(st.text(max_size=40), st.booleans()), max_size=8))
 def test_kept_and_dropped_add_up_and_kept_text_is_clean(rows):
-    result = filter_texts([text for text, _ in rows], words, Rules(1), [ended for _, ended in rows], HEADS)
+    result = filter_texts(
+        [text for text, _ in rows], words, Rules(1), [ended for _, ended in rows], HEADS
+    )
     assert len(result.kept) + sum(result.dropped.values()) == len(rows)
     for _, text in result.kept:
         assert text == text.strip() and "\n\n" not in text and "\x00" not in text

@@ -1,4 +1,5 @@
-"""The loss is the stated formula, the best checkpoint comes back, soft labels teach, and a saved model is a plain one."""
+"""The loss is the stated formula, the best checkpoint comes back, soft labels teach, and a saved
+model is a plain one."""
 
 import numpy as np
 import pytest
@@ -40,25 +41,49 @@ def test_planned_steps():
     assert planned_training_steps(config, 0, 50) == 32
     assert planned_training_steps(config, 50, 200) == 250  # eight of each set a step
     assert planned_training_steps(config, 200, 50) == 250
-    assert planned_training_steps(config, 4, 0) == 20 and planned_training_steps(config, 900, 900) == 300
+    assert (
+        planned_training_steps(config, 4, 0) == 20
+        and planned_training_steps(config, 900, 900) == 300
+    )
 
 
 def first_gradient(model, tokenizer, private, generated, monkeypatch, **named):
     seen = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (seen.append(flat_gradient(model)), step(self, *a, **k))[1])
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: (seen.append(flat_gradient(model)), step(self, *a, **k))[1],
+    )
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
-    train_classifier(model, tokenizer, private, generated, SLMConfig(**FAST, epochs=1, max_steps=1, select="last"), **named)
+    train_classifier(
+        model,
+        tokenizer,
+        private,
+        generated,
+        SLMConfig(**FAST, epochs=1, max_steps=1, select="last"),
+        **named,
+    )
     return seen[0]
 
 
 def flat_gradient(model):
-    return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in model.parameters()]).clone()
+    return torch.cat(
+        [
+            (p.grad if p.grad is not None else torch.zeros_like(p)).flatten()
+            for p in model.parameters()
+        ]
+    ).clone()
 
 
 def gradient_of(model, loss):
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return torch.cat([(g if g is not None else torch.zeros_like(p)).flatten() for g, p in zip(gradients, model.parameters(), strict=True)])
+    return torch.cat(
+        [
+            (g if g is not None else torch.zeros_like(p)).flatten()
+            for g, p in zip(gradients, model.parameters(), strict=True)
+        ]
+    )
 
 
 def no_dropout(model):
@@ -69,28 +94,43 @@ def no_dropout(model):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 3.0])
-def test_loss_is_private_mean_plus_weight_times_generated_mean(bert, tokenizer, monkeypatch, weight):
+def test_loss_is_private_mean_plus_weight_times_generated_mean(
+    bert, tokenizer, monkeypatch, weight
+):
     model = no_dropout(bert())
     private, generated = set_of(*[(GOOD, 1)] * 12), set_of(*[(BAD, 0)] * 3)
     seen = first_gradient(model, tokenizer, private, generated, monkeypatch, weight=weight)
     model = no_dropout(bert())
-    log = model(input_ids=torch.tensor(tokenizer([GOOD, BAD])["input_ids"])).logits.log_softmax(dim=-1)
-    expected = gradient_of(model, -log[0, 1] - weight * log[1, 0])  # twelve rows against three: the sizes do not matter
+    log = model(input_ids=torch.tensor(tokenizer([GOOD, BAD])["input_ids"])).logits.log_softmax(
+        dim=-1
+    )
+    # twelve rows against three: the sizes do not matter
+    expected = gradient_of(model, -log[0, 1] - weight * log[1, 0])
     assert torch.allclose(seen, expected, atol=1e-5) and expected.abs().max() > 1e-2
 
 
 def test_row_weights_are_relative_and_soft_labels_replace_hard_ones(bert, tokenizer, monkeypatch):
     generated = set_of(*[(GOOD, 1)] * 4, weights=[5.0] * 4, soft_labels=[[0.3, 0.7]] * 4)
-    seen = first_gradient(no_dropout(bert()), tokenizer, NOTHING, generated, monkeypatch, weight=0.25)
+    seen = first_gradient(
+        no_dropout(bert()), tokenizer, NOTHING, generated, monkeypatch, weight=0.25
+    )
     model = no_dropout(bert())
-    log = model(input_ids=torch.tensor(tokenizer([GOOD])["input_ids"])).logits.log_softmax(dim=-1)[0]
+    log = model(input_ids=torch.tensor(tokenizer([GOOD])["input_ids"])).logits.log_softmax(dim=-1)[
+        0
+    ]
     assert torch.allclose(seen, gradient_of(model, -0.3 * log[0] - 0.7 * log[1]), atol=1e-5)
 
 
 def test_weightless_rows_do_not_teach(bert, tokenizer):
     model = bert()
     rows = [(GOOD, 1), (BAD, 0)] * 6 + [(GOOD, 0), (BAD, 1)] * 6
-    train_classifier(model, tokenizer, NOTHING, set_of(*rows, weights=[1.0] * 12 + [0.0] * 12), SLMConfig(**FAST, epochs=10))
+    train_classifier(
+        model,
+        tokenizer,
+        NOTHING,
+        set_of(*rows, weights=[1.0] * 12 + [0.0] * 12),
+        SLMConfig(**FAST, epochs=10),
+    )
     assert (predicted(model, tokenizer, GOOD, BAD).argmax(axis=1) == [1, 0]).all()
 
 
@@ -108,30 +148,49 @@ def test_private_and_generated_sets_both_teach(folders, tokenizer, method):
     private, generated = set_of(*[(GOOD, 1), (BAD, 0)] * 6), set_of(*[("one two three", 2)] * 8)
     report = train_classifier(model, tokenizer, private, generated, config)
     assert (report.private_rows, report.generated_rows, report.steps) == (12, 8, 60)
-    assert predicted(model, tokenizer, GOOD, BAD, "one two three").argmax(axis=1).tolist() == [1, 0, 2]
+    assert predicted(model, tokenizer, GOOD, BAD, "one two three").argmax(axis=1).tolist() == [
+        1,
+        0,
+        2,
+    ]
 
 
 def test_best_keeps_the_lowest_validation_loss_and_last_does_not(bert, tokenizer):
-    """Training on wrong labels: validation gets worse and worse, so the first evaluation is the best."""
+    """Training on wrong labels: validation gets worse and worse, so the first evaluation is the
+    best."""
     wrong, right = set_of(*[(GOOD, 0), (BAD, 1)] * 8), set_of((GOOD, 1), (BAD, 0))
     config = SLMConfig(**FAST, epochs=20, evaluations=5)
     best, last = bert(), bert()
     report = train_classifier(best, tokenizer, wrong, NOTHING, config, validation=right)
     losses = dict(report.validation_losses)
-    assert len(losses) == 5 and report.best_step == min(losses, key=losses.get) == 8 and report.steps == 40
+    assert (
+        len(losses) == 5
+        and report.best_step == min(losses, key=losses.get) == 8
+        and report.steps == 40
+    )
 
     def loss(model):
         probabilities = predicted(model, tokenizer, GOOD, BAD)
         return -np.log(probabilities[[0, 1], [1, 0]]).mean()
 
     assert loss(best) == pytest.approx(losses[8], rel=1e-4)
-    report = train_classifier(last, tokenizer, wrong, NOTHING, config.model_copy(update={"select": "last"}), validation=right)
+    report = train_classifier(
+        last,
+        tokenizer,
+        wrong,
+        NOTHING,
+        config.model_copy(update={"select": "last"}),
+        validation=right,
+    )
     assert report.best_step == 40 and report.validation_losses == ()
     assert loss(last) == pytest.approx(losses[40], rel=1e-4) and loss(last) > 3 * loss(best)
 
 
 def test_generated_first_ends_on_the_private_set(bert, tokenizer):
-    private, generated = set_of(*[(GOOD, 1), (BAD, 0)] * 6), set_of(*[(GOOD, 0), (BAD, 1), ("fine", 1), ("dull", 0)] * 6)
+    private, generated = (
+        set_of(*[(GOOD, 1), (BAD, 0)] * 6),
+        set_of(*[(GOOD, 0), (BAD, 1), ("fine", 1), ("dull", 0)] * 6),
+    )
     config = SLMConfig(**(FAST | {"learning_rate": 1e-2}), epochs=16)
     model = bert()
     report = train_classifier(model, tokenizer, private, generated, config, order="generated_first")
@@ -155,18 +214,30 @@ def test_one_seed_one_model(bert, tokenizer):
 
 
 def test_a_causal_classifier_learns_too(folders, tokenizer):
-    model = prepare_classifier(load_classifier(folders["llama"], 2, 0, tokenizer), SLMConfig(**FAST))
-    train_classifier(model, tokenizer, set_of(*[(GOOD, 1), (BAD + " awful", 0)] * 6), NOTHING, SLMConfig(**FAST, epochs=15))
+    model = prepare_classifier(
+        load_classifier(folders["llama"], 2, 0, tokenizer), SLMConfig(**FAST)
+    )
+    train_classifier(
+        model,
+        tokenizer,
+        set_of(*[(GOOD, 1), (BAD + " awful", 0)] * 6),
+        NOTHING,
+        SLMConfig(**FAST, epochs=15),
+    )
     assert predicted(model, tokenizer, GOOD, BAD + " awful").argmax(axis=1).tolist() == [1, 0]
 
 
 def test_predictions_keep_their_order_and_survive_saving(bert, tokenizer, tmp_path):
     model = bert()
     texts = [" ".join(["film", "nice", "awful", "one", "two"][: 1 + i % 5]) for i in range(23)]
-    probabilities = predict_probabilities(model, tokenizer, texts, 16, batch_size=4, precision="fp32")
+    probabilities = predict_probabilities(
+        model, tokenizer, texts, 16, batch_size=4, precision="fp32"
+    )
     one_by_one = np.concatenate([predicted(model, tokenizer, text) for text in texts])
     assert probabilities.shape == (23, 2) and np.allclose(probabilities, one_by_one, atol=1e-5)
-    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5) and np.ptp(probabilities[:5, 0]) > 1e-3
+    assert (
+        np.allclose(probabilities.sum(axis=1), 1, atol=1e-5) and np.ptp(probabilities[:5, 0]) > 1e-3
+    )
     save_model(model, tokenizer, tmp_path / "kept")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "kept").eval()
     assert np.allclose(predicted(plain, tokenizer, *texts), probabilities, atol=1e-5)
@@ -193,12 +264,26 @@ def test_bad_input_is_refused(bert, tokenizer):
 
 def testschedule_rises_and_falls():
     rates = [classify.schedule(step, 10, 0.2) for step in range(10)]
-    assert rates[:2] == [0.5, 1.0] and rates == [0.5, *sorted(rates[1:], reverse=True)] and 0 < rates[-1] < 0.15
+    assert (
+        rates[:2] == [0.5, 1.0]
+        and rates == [0.5, *sorted(rates[1:], reverse=True)]
+        and 0 < rates[-1] < 0.15
+    )
 
 
 def test_progress_is_reported_without_losses(bert, tokenizer):
     heard = []
     with progress.listening(heard.append):
-        train_classifier(bert(), tokenizer, set_of(*[(GOOD, 1)] * 4), NOTHING, SLMConfig(**FAST, epochs=4), phase="train local")
-    assert [(p.phase, p.done, p.total, p.unit) for p in heard] == [("train local", 1, 2, "steps"), ("train local", 2, 2, "steps")]
+        train_classifier(
+            bert(),
+            tokenizer,
+            set_of(*[(GOOD, 1)] * 4),
+            NOTHING,
+            SLMConfig(**FAST, epochs=4),
+            phase="train local",
+        )
+    assert [(p.phase, p.done, p.total, p.unit) for p in heard] == [
+        ("train local", 1, 2, "steps"),
+        ("train local", 2, 2, "steps"),
+    ]
     assert all(not p.figures for p in heard)

@@ -1,4 +1,5 @@
-"""Reward models: labels by completions, both trained forms, the public formats, and training that answers are learnt from."""
+"""Reward models: labels by completions, both trained forms, the public formats, and training that
+answers are learnt from."""
 
 import json
 
@@ -23,7 +24,8 @@ def word(question, steps):
 
 
 def test_a_step_is_good_when_something_right_can_follow_it():
-    """Solutions 'x', 'a|b' and 'a|c|d': only texts that end in b or d are right; after 'a' a completion says d."""
+    """Solutions 'x', 'a|b' and 'a|c|d': only texts that end in b or d are right; after 'a' a
+    completion says d."""
     drawn = iter([["x", "a\nb", "a\nc\nd", ""]])
     asked = []
 
@@ -32,12 +34,20 @@ def test_a_step_is_good_when_something_right_can_follow_it():
         return ["d" if text == "q\na\n" else "x" for text in prompts]
 
     found = label_steps(
-        ["q"], lambda _, steps: word("q", steps), lambda _, text: text[-1:] in "bd", lambda prompts, seed: next(drawn), complete, 4, 2, 0
+        ["q"],
+        lambda _, steps: word("q", steps),
+        lambda _, text: text[-1:] in "bd",
+        lambda prompts, seed: next(drawn),
+        complete,
+        4,
+        2,
+        0,
     )
     assert found == [
         LabelledSolution(0, ("x",), (False,)),
         LabelledSolution(0, ("a", "b"), (True, True)),
-        LabelledSolution(0, ("a", "c", "d"), (True, False, False)),  # nothing right followed "a c" when completed
+        # nothing right followed "a c" when completed
+        LabelledSolution(0, ("a", "c", "d"), (True, False, False)),
     ]
     assert asked == ["q\na\n"] * 2 + ["q\na\nc\n"] * 2
 
@@ -45,9 +55,18 @@ def test_a_step_is_good_when_something_right_can_follow_it():
 @pytest.fixture(scope="module")
 def solutions():
     """Good and bad steps in many places; a bad one makes all after it bad."""
-    kinds = [(GOOD,), (BAD,), (GOOD, GOOD), (GOOD, BAD), (BAD, GOOD), (GOOD, GOOD, BAD), (GOOD, GOOD, GOOD)]
+    kinds = [
+        (GOOD,),
+        (BAD,),
+        (GOOD, GOOD),
+        (GOOD, BAD),
+        (BAD, GOOD),
+        (GOOD, GOOD, BAD),
+        (GOOD, GOOD, GOOD),
+    ]
     return [
-        LabelledSolution(n % 3, steps, tuple(BAD not in steps[: i + 1] for i in range(len(steps)))) for n, steps in enumerate(kinds * 6)
+        LabelledSolution(n % 3, steps, tuple(BAD not in steps[: i + 1] for i in range(len(steps))))
+        for n, steps in enumerate(kinds * 6)
     ]
 
 
@@ -58,12 +77,24 @@ def test_a_trained_head_tells_good_steps_from_bad_ones(tiny_model, solutions, tm
     settings = RewardTraining(learning_rate=3e-3, steps=60, batch_size=8)
     folder = train_reward(tiny_model, QUESTIONS, solutions, word, tmp_path / "reward", settings)
     model = StepRewards(RewardConfig(path=str(folder)), word)
-    states = [("the mug is", (GOOD,)), ("the mug is", (GOOD, GOOD)), ("the mug is", (BAD,)), ("the mug is", (GOOD, BAD))]
+    states = [
+        ("the mug is", (GOOD,)),
+        ("the mug is", (GOOD, GOOD)),
+        ("the mug is", (BAD,)),
+        ("the mug is", (GOOD, BAD)),
+    ]
     rewards = model.score(states)
-    assert min(rewards[:2]) > 0.7 and max(rewards[2:]) < 0.3 and all(0 <= reward <= 1 for reward in rewards)
-    assert model.score(states[::-1]) == pytest.approx(rewards[::-1], abs=1e-5)  # batches do not matter
+    assert (
+        min(rewards[:2]) > 0.7
+        and max(rewards[2:]) < 0.3
+        and all(0 <= reward <= 1 for reward in rewards)
+    )
+    # batches do not matter
+    assert model.score(states[::-1]) == pytest.approx(rewards[::-1], abs=1e-5)
     again = train_reward(tiny_model, QUESTIONS, solutions, word, tmp_path / "again", settings)
-    assert StepRewards(RewardConfig(path=str(again)), word).score(states) == pytest.approx(rewards, abs=1e-4)
+    assert StepRewards(RewardConfig(path=str(again)), word).score(states) == pytest.approx(
+        rewards, abs=1e-4
+    )
 
 
 def test_one_kind_of_label_teaches_nothing_and_says_so(tiny_model, tmp_path):
@@ -75,25 +106,42 @@ def test_one_kind_of_label_teaches_nothing_and_says_so(tiny_model, tmp_path):
 
 
 def test_likelihoods_are_calibrated_and_rise(tiny_model, tmp_path):
-    """The LM is trained to write one step after every question; steps that it would write are labelled good."""
+    """The LM is trained to write one step after every question; steps that it would write are
+    labelled good."""
     tokenizer = load_tokenizer(tiny_model, generates=True)
-    settings = SLMConfig(path=str(tiny_model), learning_rate=1e-2, batch_size=4, min_steps=60, max_steps=60)
+    settings = SLMConfig(
+        path=str(tiny_model), learning_rate=1e-2, batch_size=4, min_steps=60, max_steps=60
+    )
     pairs = [(f"{question}\n", f"{GOOD}\n") for question in QUESTIONS]
-    model, steps = train_causal(load_causal_lm(tiny_model, tokenizer=tokenizer), tokenizer, pairs, settings)
+    model, steps = train_causal(
+        load_causal_lm(tiny_model, tokenizer=tokenizer), tokenizer, pairs, settings
+    )
     assert steps == 60
     model.save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
-    labelled = [LabelledSolution(n, (text,), (text == GOOD,)) for n in range(3) for text in (GOOD, BAD, "the cord broke")]
+    labelled = [
+        LabelledSolution(n, (text,), (text == GOOD,))
+        for n in range(3)
+        for text in (GOOD, BAD, "the cord broke")
+    ]
     folder = fit_likelihood(tmp_path / "lm", QUESTIONS, labelled, word, tmp_path / "reward")
-    good, bad = StepRewards(RewardConfig(path=str(folder), form="likelihood"), word).score([("it was", (GOOD,)), ("it was", (BAD,))])
+    good, bad = StepRewards(RewardConfig(path=str(folder), form="likelihood"), word).score(
+        [("it was", (GOOD,)), ("it was", (BAD,))]
+    )
     assert good > 0.9 and bad < 0.1
     (folder / LIKELIHOOD).write_text(json.dumps({"lowest": [0, -1], "good": [0, 1]}))
     with pytest.raises(ConfigError, match="the first rising"):
-        StepRewards(RewardConfig(path=str(folder), form="likelihood"), word).score([("it was", (GOOD,))])
+        StepRewards(RewardConfig(path=str(folder), form="likelihood"), word).score(
+            [("it was", (GOOD,))]
+        )
 
 
-def test_a_head_that_is_not_a_number_is_passed_on_for_the_search_to_count(tiny_model, solutions, tmp_path):
-    folder = train_reward(tiny_model, QUESTIONS, solutions, word, tmp_path / "reward", RewardTraining(steps=1))
+def test_a_head_that_is_not_a_number_is_passed_on_for_the_search_to_count(
+    tiny_model, solutions, tmp_path
+):
+    folder = train_reward(
+        tiny_model, QUESTIONS, solutions, word, tmp_path / "reward", RewardTraining(steps=1)
+    )
     model = AutoModelForTokenClassification.from_pretrained(folder)
     torch.nn.init.constant_(model.score.weight, float("nan"))
     model.save_pretrained(folder)
@@ -114,22 +162,32 @@ def test_math_shepherd_reads_the_two_words_at_the_tag(tiny_model):
 def test_the_head_of_qwens_reward_model_is_read_without_its_code(tiny_model, tmp_path):
     tokenizer, model = load_tokenizer(tiny_model), load_causal_lm(tiny_model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    )
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(tmp_path / "prm")
     tokenizer.save_pretrained(tmp_path / "prm")
     weights = load_file(tmp_path / "prm" / "model.safetensors")
     torch.manual_seed(0)
-    head = {"score.0.weight": torch.randn(32, 32), "score.0.bias": torch.randn(32), "score.2.weight": torch.randn(2, 32)}
+    head = {
+        "score.0.weight": torch.randn(32, 32),
+        "score.0.bias": torch.randn(32),
+        "score.2.weight": torch.randn(2, 32),
+    }
     head["score.2.bias"] = torch.randn(2)
     save_file(weights | head, tmp_path / "prm" / "model.safetensors", {"format": "pt"})
-    (reward,) = StepRewards(RewardConfig(path=str(tmp_path / "prm"), form="qwen"), word).score([("q", ("one", "two"))])
+    (reward,) = StepRewards(RewardConfig(path=str(tmp_path / "prm"), form="qwen"), word).score(
+        [("q", ("one", "two"))]
+    )
     system = "Please reason step by step, and put your final answer within \\boxed{}."
     text = f"system: {system}\nuser: q\nassistant: one<extra_0>two<extra_0>"
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
     hidden = model.model(input_ids=ids).last_hidden_state[0, -1]
     inner = torch.relu(head["score.0.weight"] @ hidden + head["score.0.bias"])
-    assert reward == pytest.approx(float((head["score.2.weight"] @ inner + head["score.2.bias"]).softmax(0)[1]), abs=1e-5)
+    assert reward == pytest.approx(
+        float((head["score.2.weight"] @ inner + head["score.2.bias"]).softmax(0)[1]), abs=1e-5
+    )
     with pytest.raises(ConfigError, match="is it a Qwen"):
         StepRewards(RewardConfig(path=str(tiny_model), form="qwen"), word)._body  # noqa: B018
 
@@ -137,7 +195,14 @@ def test_the_head_of_qwens_reward_model_is_read_without_its_code(tiny_model, tmp
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_answers_are_learnt_and_prompts_are_not(tiny_model, method):
     tokenizer = load_tokenizer(tiny_model, generates=True)
-    settings = SLMConfig(path=str(tiny_model), method=method, learning_rate=1e-2, batch_size=4, min_steps=40, max_steps=40)
+    settings = SLMConfig(
+        path=str(tiny_model),
+        method=method,
+        learning_rate=1e-2,
+        batch_size=4,
+        min_steps=40,
+        max_steps=40,
+    )
     pairs = [(f"{question}\n", GOOD) for question in QUESTIONS]
     base = load_causal_lm(tiny_model, tokenizer=tokenizer)
     rows = encode_pairs(tokenizer, pairs, 64)

@@ -1,4 +1,5 @@
-"""`fedduet audit` on tiny models: three audits under the claim, and a mechanism without noise that is caught."""
+"""`fedduet audit` on tiny models: three audits under the claim, and a mechanism without noise that
+is caught."""
 
 import fedduet.lm.dp.dpsgd
 import fedduet.scripts.attacking.audit
@@ -12,10 +13,20 @@ from fedduet.scripts.attacking.audit import main
 @pytest.fixture
 def small(overrides, monkeypatch):
     noise = SeededNoise(5)  # a bound holds with 95 % confidence; the tests are to give one answer
-    for module in (scripts.attacking.audit, scripts.attacking.audit_scores):
+    for module in (fedduet.scripts.attacking.audit, fedduet.scripts.attacking.audit_scores):
         monkeypatch.setattr(module, "SecureNoise", lambda: noise)
-    kept = [entry for entry in overrides if entry.split("=")[0].split(".")[0] in ("task", "slm", "generator")]
-    return [*kept, "task.rows_per_client=40", "privacy.epsilon=1", "generator.logical_batch=16", "generator.epochs=6"]
+    kept = [
+        entry
+        for entry in overrides
+        if entry.split("=")[0].split(".")[0] in ("task", "slm", "generator")
+    ]
+    return [
+        *kept,
+        "task.rows_per_client=40",
+        "privacy.epsilon=1",
+        "generator.logical_batch=16",
+        "generator.epochs=6",
+    ]
 
 
 def test_all_bounds_stay_under_the_claim(small, capsys):
@@ -25,9 +36,11 @@ def test_all_bounds_stay_under_the_claim(small, capsys):
 
 
 def test_a_mechanism_without_noise_is_refuted(small, capsys, monkeypatch):
-    whole = lm.dp.dpsgd.set_noisy_gradients
+    whole = fedduet.lm.dp.dpsgd.set_noisy_gradients
     monkeypatch.setattr(
-        lm.dp.dpsgd, "set_noisy_gradients", lambda p, total, sigma, expected, source: whole(p, total, 0.0, expected, source)
+        fedduet.lm.dp.dpsgd,
+        "set_noisy_gradients",
+        lambda p, total, sigma, expected, source: whole(p, total, 0.0, expected, source),
     )
     assert main(["--kinds", "worst", "--canaries", "240", *small]) == 1
     assert "not the one that was" in " ".join(capsys.readouterr().out.split())

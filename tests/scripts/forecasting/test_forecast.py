@@ -1,4 +1,5 @@
-"""`fedduet check`: the budget to the last digit, counts as a run has them, and a sentence for what will be refused."""
+"""`fedduet check`: the budget to the last digit, counts as a run has them, and a sentence for what
+will be refused."""
 
 import json
 
@@ -11,15 +12,20 @@ from fedduet.scripts.launching.launch import launch
 
 from fedduet import conf
 
-OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+OFF = (
+    "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+    " false}"
+)
 WORLD = Rows(dict.fromkeys("abcd", 40), dict.fromkeys("abcd", 400), 2, dict.fromkeys("abcd", 40))
 
 
 def test_counts_of_the_default_run():
     found = work(conf.compose([]), WORLD)
-    assert (found["augment"].units, found["augment_plain"].units) == (1600, 1600)  # 4 sites, 2 labels, 100 texts, asked twice as often
+    # 4 sites, 2 labels, 100 texts, asked twice as often
+    assert (found["augment"].units, found["augment_plain"].units) == (1600, 1600)
     assert found["curate"].units == 256 and found["measure"].units == 6 * 1600
-    # steps by site: local 12*40/16 = 30; the other sets are halves of 8 rows: dp_only 12*64/8 = 96; fdkt and zero_shot at most 200
+    # steps by site: local 12*40/16 = 30; the other sets are halves of 8 rows: dp_only 12*64/8 = 96;
+    # fdkt and zero_shot at most 200
     # FedAvg 3 * 30; pooled 12*160/16 = 120, once
     assert found["learn"].units == 4 * (30 + 96 + 200 + 200 + 3 * 30) + 120
     two = work(conf.compose(["strategy.rounds=2", "strategy.baselines.zero_shot=false"]), WORLD)
@@ -28,10 +34,18 @@ def test_counts_of_the_default_run():
 
 def test_counts_of_crosslm():
     found = work(conf.compose(["strategy=crosslm"]), WORLD)
-    assert found["write"].units == 3 * 4 * 2 * 32 + 3 * 256  # ceil(24 * 1.3) = 32 requests of a label in each round, then all again
+    # ceil(24 * 1.3) = 32 requests of a label in each round, then all again
+    assert found["write"].units == 3 * 4 * 2 * 32 + 3 * 256
     assert found["tune_generator"].units == 3 * 4 * 6  # epochs times 192 texts in batches of 32
     assert found["measure_llm"].units == 4 * 200 * (1 + 3 + 2)
-    assert work(conf.compose(["strategy=gboost"]) | {"strategy": conf.compose(["strategy=gboost"])["strategy"]}, WORLD) is None
+    assert (
+        work(
+            conf.compose(["strategy=gboost"])
+            | {"strategy": conf.compose(["strategy=gboost"])["strategy"]},
+            WORLD,
+        )
+        is None
+    )
     none = work(conf.compose(["strategy=crosslm", "strategy.tuning=none"]), WORLD)
     assert "tune_task" not in none and none["measure_llm"].units == 800
 
@@ -44,7 +58,9 @@ def test_a_forecast_is_what_the_run_then_has(overrides, tmp_path, monkeypatch, c
     summary = launch(conf.compose(asked))
     assert {site: spend.epsilon for site, spend in told.sites.items()} == summary["epsilon"]
     receipts = _plain(summary)["receipts"].values()
-    assert {spend.noise_multiplier for spend in told.sites.values()} == {one["noise_multiplier"] for one in receipts}
+    assert {spend.noise_multiplier for spend in told.sites.values()} == {
+        one["noise_multiplier"] for one in receipts
+    }
     assert told.requests == summary["llm"]["requests"] and told.new_tokens <= told.limit
     assert told.new_tokens == pytest.approx(summary["llm"]["new_tokens"], rel=0.5)
     capsys.readouterr()
@@ -56,8 +72,13 @@ def test_a_forecast_is_what_the_run_then_has(overrides, tmp_path, monkeypatch, c
     assert main([*asked, "seed=1", "--json", f"run.folder={tmp_path}/other"]) == 0
     assert json.loads(capsys.readouterr().out)["requests"] == told.requests
     with pytest.raises(ConfigError, match=r"the site coffee would refuse: .*spent"):
-        forecast(conf.compose([*asked, f"federation.state_folder={tmp_path}/run/sites"]), calibrate=False)
-    assert len((tmp_path / "run" / "sites" / "coffee" / "ledger.jsonl").read_text().splitlines()) == 2  # asking charged nothing
+        forecast(
+            conf.compose([*asked, f"federation.state_folder={tmp_path}/run/sites"]), calibrate=False
+        )
+    # asking charged nothing
+    assert (
+        len((tmp_path / "run" / "sites" / "coffee" / "ledger.jsonl").read_text().splitlines()) == 2
+    )
 
 
 def _plain(summary):
@@ -66,8 +87,17 @@ def _plain(summary):
 
 def test_scores_of_every_kind_are_planned_as_the_vault_plans_them(overrides):
     models = [entry for entry in overrides if ".path=" in entry]
-    base = [*models, "strategy=crosslm", "task.clients=[coffee]", "federation=inprocess", "run.folder=runs/none"]
-    told = {kind: forecast(conf.compose([*base, f"privacy.feedback={kind}"]), calibrate=False) for kind in ("none", "votes", "gaussian")}
+    base = [
+        *models,
+        "strategy=crosslm",
+        "task.clients=[coffee]",
+        "federation=inprocess",
+        "run.folder=runs/none",
+    ]
+    told = {
+        kind: forecast(conf.compose([*base, f"privacy.feedback={kind}"]), calibrate=False)
+        for kind in ("none", "votes", "gaussian")
+    }
     assert told["none"].sites["coffee"].epsilon == float("inf")
     for kind in ("votes", "gaussian"):
         (spend,) = told[kind].sites.values()
@@ -77,9 +107,15 @@ def test_scores_of_every_kind_are_planned_as_the_vault_plans_them(overrides):
 def test_pilots_shrink_counts_and_keep_models():
     config = conf.compose([])
     small, large = (pilot.shrunk(config, share, 40, 400) for share in (0.0, 0.25))
-    assert small["strategy"]["augment"]["per_label"] == 2 and large["strategy"]["augment"]["per_label"] == 25
-    assert small["llm"] == config["llm"] and small["slm"]["batch_size"] == config["slm"]["batch_size"]
-    assert config["strategy"]["augment"]["per_label"] == 100  # the configuration itself is as it was
+    assert (
+        small["strategy"]["augment"]["per_label"] == 2
+        and large["strategy"]["augment"]["per_label"] == 25
+    )
+    assert (
+        small["llm"] == config["llm"] and small["slm"]["batch_size"] == config["slm"]["batch_size"]
+    )
+    # the configuration itself is as it was
+    assert config["strategy"]["augment"]["per_label"] == 100
 
 
 def test_what_cannot_work_is_said(overrides):
@@ -88,5 +124,16 @@ def test_what_cannot_work_is_said(overrides):
         main(["--fast"])
     with pytest.raises(ConfigError, match=r"privacy\.epsilon: found 0"):
         main(["privacy.epsilon=0", "--quick"])
-    with pytest.raises(ConfigError, match="the site coffee would refuse: epsilon: found 9 for the run; allowed: at most 8"):
-        main([*models, "privacy.epsilon=9", "privacy.policy.epsilon_per_run=8", "--quick", "federation=inprocess"])
+    with pytest.raises(
+        ConfigError,
+        match="the site coffee would refuse: epsilon: found 9 for the run; allowed: at most 8",
+    ):
+        main(
+            [
+                *models,
+                "privacy.epsilon=9",
+                "privacy.policy.epsilon_per_run=8",
+                "--quick",
+                "federation=inprocess",
+            ]
+        )

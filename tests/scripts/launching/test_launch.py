@@ -1,4 +1,5 @@
-"""FDKT as a whole, in process, on a private CSV: what it leaves behind, what it charges, and how it fails."""
+"""FDKT as a whole, in process, on a private CSV: what it leaves behind, what it charges, and how it
+fails."""
 
 import json
 from pathlib import Path
@@ -16,7 +17,11 @@ from fedduet import conf
 def run(overrides, *more):
     """A run; an override in `more` replaces the one of `overrides` with the same key."""
     changed = {entry.partition("=")[0] for entry in more}
-    return launch(conf.compose([*(entry for entry in overrides if entry.partition("=")[0] not in changed), *more]))
+    return launch(
+        conf.compose(
+            [*(entry for entry in overrides if entry.partition("=")[0] not in changed), *more]
+        )
+    )
 
 
 def rows(folder, name):
@@ -25,10 +30,24 @@ def rows(folder, name):
 
 def test_a_run_leaves_the_contract_and_resumes_for_nothing(overrides, tmp_path):
     summary = run(overrides)
-    assert summary["status"] == "completed" and summary["clients"] == 2 and summary["failures"] == []
-    assert summary["accuracy"].keys() == {"fdkt", "local", "dp_only", "zero_shot", "fedavg", "pooled"}
-    assert all(set(by_model) == set(summary["accuracy"]) for by_model in summary["accuracy_per_client"].values())
-    assert set(summary["epsilon"]) == {"coffee", "tents"} and all(0 < value <= 8 for value in summary["epsilon"].values())
+    assert (
+        summary["status"] == "completed" and summary["clients"] == 2 and summary["failures"] == []
+    )
+    assert summary["accuracy"].keys() == {
+        "fdkt",
+        "local",
+        "dp_only",
+        "zero_shot",
+        "fedavg",
+        "pooled",
+    }
+    assert all(
+        set(by_model) == set(summary["accuracy"])
+        for by_model in summary["accuracy_per_client"].values()
+    )
+    assert set(summary["epsilon"]) == {"coffee", "tents"} and all(
+        0 < value <= 8 for value in summary["epsilon"].values()
+    )
     assert summary["wire"]["up_bytes"] > 1000 and summary["wire"]["down_bytes"] > 1000
     assert summary["llm"]["new_tokens"] > 0
     assert summary["seconds"]["total"] >= summary["seconds"]["clients"] > 0
@@ -41,14 +60,28 @@ def test_a_run_leaves_the_contract_and_resumes_for_nothing(overrides, tmp_path):
 
     checkpoints = {file.name: file.read_bytes() for file in (folder / "checkpoint").iterdir()}
     again = run(overrides)
-    assert again["accuracy"]["fdkt"] == summary["accuracy"]["fdkt"] and again["epsilon"] == summary["epsilon"]
+    assert (
+        again["accuracy"]["fdkt"] == summary["accuracy"]["fdkt"]
+        and again["epsilon"] == summary["epsilon"]
+    )
     assert len(ledger.entries()) == 1
-    assert {file.name: file.read_bytes() for file in (folder / "checkpoint").iterdir()} == checkpoints
+    assert {
+        file.name: file.read_bytes() for file in (folder / "checkpoint").iterdir()
+    } == checkpoints
 
 
 def test_private_text_stays_in_the_sites_folders(overrides, tmp_path):
-    run(overrides, "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled: false}")
-    private = [record.text for domain in ("coffee", "tents") for seed, n in ((1, 60), (2, 30)) for record in world_records(domain, n, seed)]
+    run(
+        overrides,
+        "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+        " false}",
+    )
+    private = [
+        record.text
+        for domain in ("coffee", "tents")
+        for seed, n in ((1, 60), (2, 30))
+        for record in world_records(domain, n, seed)
+    ]
     for file in (tmp_path / "run").rglob("*"):
         if file.is_file() and "sites" not in file.parts:
             content = file.read_text(errors="ignore")
@@ -65,17 +98,35 @@ def test_the_same_seed_gives_the_same_run(overrides, tmp_path):
 def test_without_usable_answers_fdkt_equals_local_and_says_so(overrides, tmp_path):
     script = tmp_path / "nothing.yaml"
     script.write_text('answers: {"no prompt holds this": "x"}\n')
-    summary = run(overrides, f"llm.script={script}", "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}")
+    summary = run(
+        overrides,
+        f"llm.script={script}",
+        "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
+    )
     assert summary["status"] == "completed"
-    assert summary["accuracy_per_client"]["coffee"]["fdkt"] == summary["accuracy_per_client"]["coffee"]["local"]
-    warnings = [entry["message"] for entry in rows(tmp_path / "run", "events") if entry["event"] == "warning"]
+    assert (
+        summary["accuracy_per_client"]["coffee"]["fdkt"]
+        == summary["accuracy_per_client"]["coffee"]["local"]
+    )
+    warnings = [
+        entry["message"]
+        for entry in rows(tmp_path / "run", "events")
+        if entry["event"] == "warning"
+    ]
     assert len([text for text in warnings if "no usable text" in text]) == 2
 
 
-def test_a_site_that_cannot_write_its_ledger_releases_nothing_and_the_others_go_on(overrides, tmp_path):
+def test_a_site_that_cannot_write_its_ledger_releases_nothing_and_the_others_go_on(
+    overrides, tmp_path
+):
     state = tmp_path / "state"
-    (state / "coffee" / "ledger.jsonl").mkdir(parents=True)  # no user, not even root, can append to it
-    summary = run(overrides, f"federation.state_folder={state}", "strategy.baselines={dp_only: false, fedavg: false, pooled: false}")
+    # no user, not even root, can append to it
+    (state / "coffee" / "ledger.jsonl").mkdir(parents=True)
+    summary = run(
+        overrides,
+        f"federation.state_folder={state}",
+        "strategy.baselines={dp_only: false, fedavg: false, pooled: false}",
+    )
     assert summary["status"] == "completed" and set(summary["epsilon"]) == {"tents"}
     assert "coffee" not in {row["client"] for row in rows(tmp_path / "run", "demonstrations")}
     assert not (state / "coffee" / "releases").exists() and (state / "tents" / "releases").is_dir()
@@ -86,32 +137,62 @@ def test_a_site_that_cannot_write_its_ledger_releases_nothing_and_the_others_go_
 
 def test_a_second_run_on_the_same_sites_is_refused_in_advance(overrides, tmp_path):
     keep = f"federation.state_folder={tmp_path}/state"
-    off = "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+    off = (
+        "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+        " false}"
+    )
     run(overrides, keep, off)
     with pytest.raises(TooFewSites):
         run(overrides, keep, off, f"run.folder={tmp_path}/second")
     summary = json.loads((tmp_path / "second" / "summary.json").read_text())
     assert summary["status"] == "failed" and summary["epsilon"] == {}
-    assert "spent" in summary["failures"][0]["reason"] and "dp-sgd" in summary["failures"][0]["reason"]
+    assert (
+        "spent" in summary["failures"][0]["reason"] and "dp-sgd" in summary["failures"][0]["reason"]
+    )
 
 
 def test_rounds_share_the_budget(overrides, tmp_path):
-    off = "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+    off = (
+        "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+        " false}"
+    )
     summary = run(overrides, off, "strategy.rounds=2")
     entries = Ledger(tmp_path / "run" / "sites" / "tents" / "ledger.jsonl", 8.0, 1e-5).entries()
-    assert len(entries) == 2 and entries[0].event == entries[1].event  # one noise, planned for both rounds
+    # one noise, planned for both rounds
+    assert len(entries) == 2 and entries[0].event == entries[1].event
     assert 7 < summary["epsilon"]["tents"] <= 8
-    assert {row["phase"] for row in rows(tmp_path / "run", "task_data")} == {"augment-0", "augment-1"}
+    assert {row["phase"] for row in rows(tmp_path / "run", "task_data")} == {
+        "augment-0",
+        "augment-1",
+    }
 
 
 def test_without_leave_no_unprotected_release(overrides, tmp_path):
-    off = "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+    off = (
+        "strategy.baselines={local: false, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+        " false}"
+    )
     with pytest.raises(ConfigError, match="allow_unprotected"):
         run(overrides, off, "privacy.epsilon=inf")
     with pytest.raises(TooFewSites):
-        run(overrides, off, "privacy.epsilon=inf", "privacy.policy.epsilon_total=8", "privacy.policy.epsilon_per_run=8")
-    assert "without a guarantee" in json.loads((tmp_path / "run" / "summary.json").read_text())["failures"][0]["reason"]
-    summary = run(overrides, off, "privacy.epsilon=inf", "privacy.policy.allow_unprotected=true", f"run.folder={tmp_path}/open")
+        run(
+            overrides,
+            off,
+            "privacy.epsilon=inf",
+            "privacy.policy.epsilon_total=8",
+            "privacy.policy.epsilon_per_run=8",
+        )
+    assert (
+        "without a guarantee"
+        in json.loads((tmp_path / "run" / "summary.json").read_text())["failures"][0]["reason"]
+    )
+    summary = run(
+        overrides,
+        off,
+        "privacy.epsilon=inf",
+        "privacy.policy.allow_unprotected=true",
+        f"run.folder={tmp_path}/open",
+    )
     assert set(summary["epsilon"].values()) == {float("inf")}
 
 
@@ -134,7 +215,9 @@ def test_without_leave_no_unprotected_release(overrides, tmp_path):
         ("federation.phase_timeout=0", "federation.phase_timeout"),
     ],
 )
-def test_what_cannot_work_is_said_before_any_model_is_loaded(overrides, override, says, monkeypatch):
+def test_what_cannot_work_is_said_before_any_model_is_loaded(
+    overrides, override, says, monkeypatch
+):
     def loads(*_, **__):
         raise AssertionError("a model was loaded")
 

@@ -1,4 +1,5 @@
-"""The report page: true figures, nothing private, nothing from the network, and pictures that people with a screen reader can follow."""
+"""The report page: true figures, nothing private, nothing from the network, and pictures that
+people with a screen reader can follow."""
 
 import base64
 import csv
@@ -59,9 +60,18 @@ def test_a_run_writes_a_page_without_private_text_or_network(overrides, tmp_path
     assert f"{abs(gain):.1f} points" in cells and "epsilon 8" in cells
     assert all(attrs.get("aria-label") for tag, attrs in tags.seen if tag == "svg")
     assert [tag for tag, _ in tags.seen].count("h1") == 1
-    ids, links = [attrs.get("id") for _, attrs in tags.seen], [attrs["href"] for tag, attrs in tags.seen if tag == "a"]
-    assert all(link.removeprefix("#") in ids for link in links) and len(set(filter(None, ids))) == len([one for one in ids if one])
-    assert cells.index("Do private SLMs get better") < cells.index(f"{abs(gain):.1f} points") < cells.index("How the run went")
+    ids, links = (
+        [attrs.get("id") for _, attrs in tags.seen],
+        [attrs["href"] for tag, attrs in tags.seen if tag == "a"],
+    )
+    assert all(link.removeprefix("#") in ids for link in links) and len(
+        set(filter(None, ids))
+    ) == len([one for one in ids if one])
+    assert (
+        cells.index("Do private SLMs get better")
+        < cells.index(f"{abs(gain):.1f} points")
+        < cells.index("How the run went")
+    )
     released = len((tmp_path / "run" / "demonstrations.jsonl").read_text().splitlines())
     for said in (
         f"{released} DP-synthetic texts",
@@ -76,12 +86,21 @@ def test_a_run_writes_a_page_without_private_text_or_network(overrides, tmp_path
 
 def test_a_picture_never_says_less_epsilon_than_was_spent(overrides, tmp_path):
     """With two rounds a receipt holds the last release's epsilon, and the ledger more."""
-    off = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+    off = (
+        "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+        " false}"
+    )
     summary = launch(conf.compose([*overrides, off, "strategy.rounds=2"]))
-    spent, last = max(summary["epsilon"].values()), max(one["epsilon"] for one in summary["receipts"].values())
+    spent, last = (
+        max(summary["epsilon"].values()),
+        max(one["epsilon"] for one in summary["receipts"].values()),
+    )
     assert last < spent <= 8
     page = (tmp_path / "run" / "report.html").read_text()
-    assert f"epsilon {spent:.2f} at most for all 2 releases together" in page and f"epsilon {last:.2f}" not in page
+    assert (
+        f"epsilon {spent:.2f} at most for all 2 releases together" in page
+        and f"epsilon {last:.2f}" not in page
+    )
 
 
 def test_only_our_own_script_may_run(overrides, tmp_path):
@@ -96,15 +115,21 @@ def test_only_our_own_script_may_run(overrides, tmp_path):
 CANARY = "Zeppelin-Quokka-7731"
 
 
-def test_a_unique_string_in_every_private_record_is_in_no_page_and_no_artefact(overrides, private_csv, tmp_path):
-    """All the private texts carry it, in training, validation and test; the run's own folder may hold it only below sites/."""
+def test_a_unique_string_in_every_private_record_is_in_no_page_and_no_artefact(
+    overrides, private_csv, tmp_path
+):
+    """All the private texts carry it, in training, validation and test; the run's own folder may
+    hold it only below sites/."""
     for name in ("train", "test"):
         with (private_csv / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         with (tmp_path / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
-            writer.writerows(row | {"text": f"{row['text']} {CANARY} {number}"} for number, row in enumerate(rows))
+            writer.writerows(
+                row | {"text": f"{row['text']} {CANARY} {number}"}
+                for number, row in enumerate(rows)
+            )
     changed = [one.replace(str(private_csv), str(tmp_path)) for one in overrides]
     assert changed != list(overrides)
     command = " ".join(["fedduet", *changed])
@@ -123,22 +148,41 @@ def test_text_of_an_llm_cannot_break_out_of_the_page(overrides, tmp_path):
     folder = tmp_path / "run"
     hostile = "</td><script>alert(1)</script><img src=x onerror=alert(1)>"
     for name in ("task_data", "demonstrations"):
-        rows = [json.loads(line) | {"text": hostile} for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) | {"text": hostile}
+            for line in (folder / f"{name}.jsonl").read_text().splitlines()
+        ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = write_page(folder).read_text()
-    assert page.count("<script") == 1 and "alert(1)</script>" not in page and "<img" not in page and "&lt;script&gt;" in page
+    assert (
+        page.count("<script") == 1
+        and "alert(1)</script>" not in page
+        and "<img" not in page
+        and "&lt;script&gt;" in page
+    )
     Tags(page)
 
 
 def test_several_runs_make_one_page_and_a_sweep_of_epsilon_a_curve(overrides, tmp_path):
-    off = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+    off = (
+        "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+        " false}"
+    )
     folders = []
     for epsilon in (4, 8):
         folders.append(tmp_path / f"epsilon{epsilon}")
-        launch(conf.compose([*overrides[:-1], off, f"privacy.epsilon={epsilon}", f"run.folder={folders[-1]}"]))
+        launch(
+            conf.compose(
+                [*overrides[:-1], off, f"privacy.epsilon={epsilon}", f"run.folder={folders[-1]}"]
+            )
+        )
     assert main([*map(str, folders), "--out", str(tmp_path / "sweep.html")]) == 0
     page = (tmp_path / "sweep.html").read_text()
-    assert "2 runs" in page and "Accuracy against epsilon" in page and 'aria-label="accuracy by epsilon' in page
+    assert (
+        "2 runs" in page
+        and "Accuracy against epsilon" in page
+        and 'aria-label="accuracy by epsilon' in page
+    )
     with pytest.raises(ConfigError, match="no summary"):
         main([str(tmp_path)])
 

@@ -8,7 +8,10 @@ from fedduet.scripts.reporting.table import main, read_summaries, table
 
 
 def summary(local, fdkt, pooled):
-    by_site = {site: {"local": a, "fdkt": b, "pooled": c} for site, a, b, c in zip("xy", local, fdkt, pooled, strict=True)}
+    by_site = {
+        site: {"local": a, "fdkt": b, "pooled": c}
+        for site, a, b, c in zip("xy", local, fdkt, pooled, strict=True)
+    }
     means = {"local": sum(local) / 2, "fdkt": sum(fdkt) / 2, "pooled": sum(pooled) / 2}
     return {
         "status": "completed",
@@ -21,9 +24,12 @@ def summary(local, fdkt, pooled):
 
 
 def test_differences_are_paired_and_the_gap_is_of_the_means():
-    lines = table([summary([0.5, 0.6], [0.6, 0.7], [0.7, 0.8]), summary([0.7, 0.8], [0.8, 0.9], [0.9, 1.0])]).splitlines()
+    lines = table(
+        [summary([0.5, 0.6], [0.6, 0.7], [0.7, 0.8]), summary([0.7, 0.8], [0.8, 0.9], [0.9, 1.0])]
+    ).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["local", "fdkt", "pooled"]
-    assert "| fdkt | 0.750 | +10.0 [+10.0, +10.0] | 0.50 |" in lines  # every pair differs by 10: no spread, though accuracies do
+    # every pair differs by 10: no spread, though accuracies do
+    assert "| fdkt | 0.750 | +10.0 [+10.0, +10.0] | 0.50 |" in lines
     spread = table([summary([0.5, 0.5], [0.5, 0.7], [0.8, 0.8])])
     assert "+10.0 [-117.1, +137.1]" in spread  # t(0.975, 1) = 12.706 times 14.142 / sqrt(2)
 

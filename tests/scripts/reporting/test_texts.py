@@ -28,15 +28,31 @@ def test_scores_of_rounds_are_means_and_tenths(tmp_path):
     assert scores(tmp_path) == ""
     rewards = {0: [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], 1: [0.9]}
     rows = [
-        {"round": number, "client": "a", "label": 0, "reward": reward, "accepted": reward >= 0.5, "text": f"text {reward}"}
+        {
+            "round": number,
+            "client": "a",
+            "label": 0,
+            "reward": reward,
+            "accepted": reward >= 0.5,
+            "text": f"text {reward}",
+        }
         | {"scores": {"a": reward, "b": 1 - reward}}
         for number, values in rewards.items()
         for reward in values
     ]
     write(tmp_path, "feedback", rows)
     page = scores(tmp_path)
-    assert "<td>11</td><td>6</td><td>0.500</td><td>0.100 to 0.900</td><td>0.500</td><td>0.500</td>" in page
-    assert "<td>1</td><td>1</td><td>0.900</td><td>0.900 to 0.900</td><td>0.900</td><td>0.100</td>" in page
+    assert (
+        "<td>11</td><td>6</td><td>0.500</td><td>0.100 to 0.900</td><td>0.500</td><td>0.500</td>"
+        in page
+    )
+    assert (
+        "<td>1</td><td>1</td><td>0.900</td><td>0.900 to 0.900</td><td>0.900</td><td>0.100</td>"
+        in page
+    )
     said = samples(tmp_path, ["bad", "good"])
-    assert "round 0, for a, bad: reward 1.00, accepted" in said or "round 1, for a, bad: reward 0.90, accepted" in said
+    assert (
+        "round 0, for a, bad: reward 1.00, accepted" in said
+        or "round 1, for a, bad: reward 0.90, accepted" in said
+    )
     assert "nearest other text of the LLM" in said

@@ -1,4 +1,5 @@
-"""Trackers: the numbers of events.jsonl and nothing else, a failing one that stops no run, and what is said of one that is not there."""
+"""Trackers: the numbers of events.jsonl and nothing else, a failing one that stops no run, and what
+is said of one that is not there."""
 
 import json
 from collections import Counter
@@ -6,12 +7,23 @@ from collections import Counter
 import pytest
 from fedduet.conf.check import ConfigError
 from fedduet.scripts.launching.launch import launch
-from fedduet.scripts.reporting.trackers import Tracking, TrackingConfig, checked, figures, flat, main, sinks
+from fedduet.scripts.reporting.trackers import (
+    Tracking,
+    TrackingConfig,
+    checked,
+    figures,
+    flat,
+    main,
+    sinks,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedduet import conf
 
-OFF = "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled: false}"
+OFF = (
+    "strategy.baselines={local: true, dp_only: false, zero_shot: false, fedavg: false, pooled:"
+    " false}"
+)
 
 
 def read(folder):
@@ -25,14 +37,20 @@ def test_tensorboard_shows_a_run_and_its_resumption(overrides, tmp_path, capsys)
     run = tmp_path / "run"
     shown = read(run / "tensorboard")
     assert shown["accuracy/fdkt"][-1].value == pytest.approx(summary["accuracy"]["fdkt"])
-    assert shown["accuracy/local/coffee"][-1].value == pytest.approx(summary["accuracy_per_client"]["coffee"]["local"])
+    assert shown["accuracy/local/coffee"][-1].value == pytest.approx(
+        summary["accuracy_per_client"]["coffee"]["local"]
+    )
     assert shown["wire/up_bytes"][-1].value == pytest.approx(summary["wire"]["up_bytes"])
     assert shown["llm/new_tokens"][-1].value == summary["llm"]["new_tokens"]
     assert shown["epsilon/tents"][-1].value == pytest.approx(summary["epsilon"]["tents"])
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     last = max(point.step for points in shown.values() for point in points)
     assert last == len(events) + 1
-    ended = next(entry for entry in events if entry["event"] == "phase_end" and entry["phase"] == "learn-fdkt")
+    ended = next(
+        entry
+        for entry in events
+        if entry["event"] == "phase_end" and entry["phase"] == "learn-fdkt"
+    )
     assert shown["seconds/learn-fdkt"][0].wall_time == pytest.approx(ended["time"], abs=0.1)
 
     launch(conf.compose([*overrides, OFF]))  # resumed: steps go on behind those of the first start
@@ -73,7 +91,9 @@ def test_a_tracker_that_fails_is_left_out_and_said_once():
     def absent():
         raise OSError("no server")
 
-    tracking = Tracking({"good": lambda: good, "bad": lambda: bad, "absent": absent}, said.append, step=10)
+    tracking = Tracking(
+        {"good": lambda: good, "bad": lambda: bad, "absent": absent}, said.append, step=10
+    )
     for size in (5, 7, 9):
         tracking.event({"event": "sent", "time": 1.0, "bytes": size, "clients": ["a"]})
     tracking.event({"event": "warning", "time": 1.0, "message": "text is nothing for a tracker"})
@@ -89,21 +109,47 @@ def test_a_tracker_that_fails_is_left_out_and_said_once():
 
 
 def test_only_numbers_leave_the_events():
-    secret = {"event": "failure", "time": 0.0, "phase": "p", "client": "c", "kind": "k", "reason": "some text"}
+    secret = {
+        "event": "failure",
+        "time": 0.0,
+        "phase": "p",
+        "client": "c",
+        "kind": "k",
+        "reason": "some text",
+    }
     assert figures(secret, Counter()) == {"failures": 1.0}
-    assert figures({"event": "round", "time": 0.0, "round": 1, "reward": 0.5, "oracle_agreement": None}, Counter()) == {
+    assert figures(
+        {"event": "round", "time": 0.0, "round": 1, "reward": 0.5, "oracle_agreement": None},
+        Counter(),
+    ) == {
         "round/round": 1.0,
         "round/reward": 0.5,
     }
-    told = dict(flat({"run": {"folder": "here"}, "federation": {"kind": "x"}, "privacy": {"epsilon": 8}, "seed": 1}))
+    told = dict(
+        flat(
+            {
+                "run": {"folder": "here"},
+                "federation": {"kind": "x"},
+                "privacy": {"epsilon": 8},
+                "seed": 1,
+            }
+        )
+    )
     assert told == {"privacy.epsilon": 8, "seed": 1}
 
 
 def test_what_is_not_installed_or_unknown_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"tracking\.to: mlflow is not installed; pip install 'fedduet\[mlflow\]'"):
+    with pytest.raises(
+        ConfigError, match=r"tracking\.to: mlflow is not installed; pip install 'fedduet\[mlflow\]'"
+    ):
         checked({"to": ["mlflow"]})
-    assert sinks(checked({"to": "auto"}), tmp_path) == {} and sinks(checked({"to": "none"}), tmp_path) == {}
-    with pytest.raises(ConfigError, match=r"tracking\.to: found 'tensorbord'; did you mean tensorboard"):
+    assert (
+        sinks(checked({"to": "auto"}), tmp_path) == {}
+        and sinks(checked({"to": "none"}), tmp_path) == {}
+    )
+    with pytest.raises(
+        ConfigError, match=r"tracking\.to: found 'tensorbord'; did you mean tensorboard"
+    ):
         checked({"to": "tensorbord"})
     assert TrackingConfig(to=["wandb"]).to == ("wandb",)

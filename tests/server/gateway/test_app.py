@@ -1,4 +1,5 @@
-"""The gateway over real HTTP with a tiny model: who may, how much, what is answered, and that nothing a client sends breaks it."""
+"""The gateway over real HTTP with a tiny model: who may, how much, what is answered, and that
+nothing a client sends breaks it."""
 
 import contextlib
 import json
@@ -26,15 +27,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 KEY = "key-of-the-first-site-0123456789"
-LIMITS = GatewayConfig(requests_per_minute=100_000, tokens_per_minute=10**9, most_bytes=50_000, most_logprobs=600, most_choices=40)
+LIMITS = GatewayConfig(
+    requests_per_minute=100_000,
+    tokens_per_minute=10**9,
+    most_bytes=50_000,
+    most_logprobs=600,
+    most_choices=40,
+)
 TEXT = "the grinder was very good and"
 
 
 @contextlib.contextmanager
 def serving(llm, limits=LIMITS):
     """A real uvicorn server on a free port; yields (client with the key, gateway)."""
-    gateway = Gateway(llm, Keys.read(f"first {KEY}\nsecond second-key-0123456789 # a comment\n", "keys"), limits)
-    server = uvicorn.Server(uvicorn.Config(gateway_app(gateway), log_level="warning", lifespan="on"))
+    gateway = Gateway(
+        llm, Keys.read(f"first {KEY}\nsecond second-key-0123456789 # a comment\n", "keys"), limits
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(gateway_app(gateway), log_level="warning", lifespan="on")
+    )
     with socket.socket() as here:
         here.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [here]})
@@ -43,7 +54,9 @@ def serving(llm, limits=LIMITS):
             time.sleep(0.01)
         url = f"http://127.0.0.1:{here.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=30) as client:
+            with httpx.Client(
+                base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=30
+            ) as client:
                 yield client, gateway
         finally:
             server.should_exit = True
@@ -78,7 +91,12 @@ def ask(client, **body):
 def refused(client, status, **body):
     answer = client.post("/v1/completions", content=json.dumps(body))
     error = answer.json().get("error", {})
-    assert answer.status_code == status and set(error) == {"message", "type", "param", "code"}, answer.text
+    assert answer.status_code == status and set(error) == {
+        "message",
+        "type",
+        "param",
+        "code",
+    }, answer.text
     return error
 
 
@@ -91,17 +109,29 @@ def test_text_equals_the_engines(served, llm):
     expected = llm.generate(requests)
     found = ask(served, prompt=prompts, max_tokens=12, temperature=0)
     assert [choice["text"] for choice in found["choices"]] == [one.text for one in expected]
-    assert [choice["finish_reason"] for choice in found["choices"]] == [one.finish for one in expected]
-    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2] and found["model"] == "tiny"
+    assert [choice["finish_reason"] for choice in found["choices"]] == [
+        one.finish for one in expected
+    ]
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2] and found[
+        "model"
+    ] == "tiny"
     assert found["usage"]["prompt_tokens"] == sum(one.prompt_tokens for one in expected)
     assert found["usage"]["completion_tokens"] == sum(one.new_tokens for one in expected)
     sampled = llm.generate([Request(TEXT, 12, 0.9, 0.8, 0, seed=7)])[0]
-    assert ask(served, prompt=TEXT, max_tokens=12, temperature=0.9, top_p=0.8, seed=7)["choices"][0]["text"] == sampled.text
+    assert (
+        ask(served, prompt=TEXT, max_tokens=12, temperature=0.9, top_p=0.8, seed=7)["choices"][0][
+            "text"
+        ]
+        == sampled.text
+    )
 
 
 def test_seeds_and_several_choices(served):
     def texts(**more):
-        return [choice["text"] for choice in ask(served, prompt=[TEXT, TEXT], max_tokens=8, n=3, **more)["choices"]]
+        return [
+            choice["text"]
+            for choice in ask(served, prompt=[TEXT, TEXT], max_tokens=8, n=3, **more)["choices"]
+        ]
 
     first = texts(seed=3)
     assert texts(seed=3) == first and texts(seed=4) != first and len(set(first)) == 6
@@ -112,12 +142,23 @@ def test_seeds_and_several_choices(served):
 def test_stop_strings_and_token_ids(served, llm):
     free = ask(served, prompt=TEXT, max_tokens=30, seed=1, return_token_ids=True)["choices"][0]
     tokens = llm.tokenizer(TEXT)["input_ids"]
-    assert free["prompt_token_ids"] == tokens and len(free["token_ids"]) == 30 and free["finish_reason"] == "length"
+    assert (
+        free["prompt_token_ids"] == tokens
+        and len(free["token_ids"]) == 30
+        and free["finish_reason"] == "length"
+    )
     stop = free["text"][9:12]
     cut = ask(served, prompt=tokens, max_tokens=30, seed=1, stop=stop)["choices"][0]
-    assert cut["text"] == free["text"][: free["text"].index(stop)] and cut["finish_reason"] == "stop"
+    assert (
+        cut["text"] == free["text"][: free["text"].index(stop)] and cut["finish_reason"] == "stop"
+    )
     assert cut["stop_reason"] == stop and free["stop_reason"] is None
-    assert ask(served, prompt=[tokens, tokens], max_tokens=30, seed=1, stop=[stop, "zz"])["choices"][0]["text"] == cut["text"]
+    assert (
+        ask(served, prompt=[tokens, tokens], max_tokens=30, seed=1, stop=[stop, "zz"])["choices"][
+            0
+        ]["text"]
+        == cut["text"]
+    )
 
 
 def direct(llm, tokens):
@@ -128,7 +169,16 @@ def direct(llm, tokens):
 @pytest.mark.parametrize("most", [0, 1, 4])
 def test_echoed_log_probabilities_equal_a_direct_forward(served, llm, most):
     rows = [llm.tokenizer(text)["input_ids"] for text in (TEXT, "a tent", "no")]
-    found = ask(served, prompt=rows, max_tokens=most, echo=True, logprobs=5, seed=2, return_tokens_as_token_ids=True, return_token_ids=True)
+    found = ask(
+        served,
+        prompt=rows,
+        max_tokens=most,
+        echo=True,
+        logprobs=5,
+        seed=2,
+        return_tokens_as_token_ids=True,
+        return_token_ids=True,
+    )
     for row, choice in zip(rows, found["choices"], strict=True):
         whole = row + choice["token_ids"]
         assert choice["prompt_token_ids"] == row and len(choice["token_ids"]) <= most
@@ -138,42 +188,81 @@ def test_echoed_log_probabilities_equal_a_direct_forward(served, llm, most):
         for place in range(1, len(whole)):
             values, tokens = laws[place - 1].topk(5)
             best = part["top_logprobs"][place]
-            expected = {f"token_id:{token}": value for token, value in zip(tokens.tolist(), values.tolist(), strict=True)}
+            expected = {
+                f"token_id:{token}": value
+                for token, value in zip(tokens.tolist(), values.tolist(), strict=True)
+            }
             expected.setdefault(f"token_id:{whole[place]}", float(laws[place - 1, whole[place]]))
             assert best == pytest.approx(expected, abs=2e-4)
-            assert part["token_logprobs"][place] == pytest.approx(float(laws[place - 1, whole[place]]), abs=2e-4)
+            assert part["token_logprobs"][place] == pytest.approx(
+                float(laws[place - 1, whole[place]]), abs=2e-4
+            )
     assert found["usage"]["completion_tokens"] >= len(rows) * most
 
 
 def test_one_token_with_and_without_log_probabilities_is_the_same(served):
     for seed in range(6):
-        body = {"prompt": [TEXT, "a tent"], "max_tokens": 1, "seed": seed, "return_token_ids": True, "temperature": 0.7, "top_p": 0.9}
-        plain, scored = ask(served, **body), ask(served, **body, logprobs=3, return_tokens_as_token_ids=True)
+        body = {
+            "prompt": [TEXT, "a tent"],
+            "max_tokens": 1,
+            "seed": seed,
+            "return_token_ids": True,
+            "temperature": 0.7,
+            "top_p": 0.9,
+        }
+        plain, scored = (
+            ask(served, **body),
+            ask(served, **body, logprobs=3, return_tokens_as_token_ids=True),
+        )
         for a, b in zip(plain["choices"], scored["choices"], strict=True):
             assert (a["token_ids"], a["text"]) == (b["token_ids"], b["text"])
-            assert len(b["logprobs"]["tokens"]) == 1 and 3 <= len(b["logprobs"]["top_logprobs"][0]) <= 4
+            assert (
+                len(b["logprobs"]["tokens"]) == 1
+                and 3 <= len(b["logprobs"]["top_logprobs"][0]) <= 4
+            )
 
 
 def test_places_before_logprobs_from_are_left_out_and_all_tokens_can_be_had(served, llm):
     row = llm.tokenizer(TEXT)["input_ids"]
-    body = {"prompt": row, "max_tokens": 1, "echo": True, "logprobs": -1, "return_tokens_as_token_ids": True, "seed": 1}
-    whole, part = (ask(served, **body, **more)["choices"][0]["logprobs"] for more in ({}, {"logprobs_from": len(row) - 2}))
-    assert part["tokens"] == whole["tokens"] and part["top_logprobs"][: len(row) - 2] == [None] * (len(row) - 2)
-    assert part["top_logprobs"][-3:] == [pytest.approx(law, abs=1e-4) for law in whole["top_logprobs"][-3:]]
+    body = {
+        "prompt": row,
+        "max_tokens": 1,
+        "echo": True,
+        "logprobs": -1,
+        "return_tokens_as_token_ids": True,
+        "seed": 1,
+    }
+    whole, part = (
+        ask(served, **body, **more)["choices"][0]["logprobs"]
+        for more in ({}, {"logprobs_from": len(row) - 2})
+    )
+    assert part["tokens"] == whole["tokens"] and part["top_logprobs"][: len(row) - 2] == [None] * (
+        len(row) - 2
+    )
+    assert part["top_logprobs"][-3:] == [
+        pytest.approx(law, abs=1e-4) for law in whole["top_logprobs"][-3:]
+    ]
     assert all(len(law) == len(llm.tokenizer) for law in part["top_logprobs"][-3:])
-    assert sum(map(lambda value: 2.718281828**value, part["top_logprobs"][-1].values())) == pytest.approx(1, abs=1e-3)
+    assert sum(
+        map(lambda value: 2.718281828**value, part["top_logprobs"][-1].values())
+    ) == pytest.approx(1, abs=1e-3)
 
 
 def test_token_texts_and_offsets(served, llm):
     choice = ask(served, prompt=TEXT, max_tokens=0, echo=True, logprobs=1)["choices"][0]
     part = choice["logprobs"]
     assert choice["text"] == TEXT == "".join(part["tokens"])
-    assert [TEXT[at : at + len(name)] for at, name in zip(part["text_offset"], part["tokens"], strict=True)] == part["tokens"]
+    assert [
+        TEXT[at : at + len(name)]
+        for at, name in zip(part["text_offset"], part["tokens"], strict=True)
+    ] == part["tokens"]
 
 
 def events(client, **body):
     with client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
-        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(
+            "text/event-stream"
+        )
         lines = [line for line in answer.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
     return [json.loads(line[6:]) for line in lines[:-1]]
@@ -201,10 +290,14 @@ def test_openais_own_client(served, llm):
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{served.base_url}/v1/", api_key=KEY, max_retries=0)
-    answer = client.completions.create(model="tiny", prompt=TEXT, max_tokens=5, temperature=0, logprobs=2)
+    answer = client.completions.create(
+        model="tiny", prompt=TEXT, max_tokens=5, temperature=0, logprobs=2
+    )
     assert answer.choices[0].text == llm.generate([Request(TEXT, 5, 0.0)])[0].text
     assert len(answer.choices[0].logprobs.top_logprobs) == 5
-    streamed = client.completions.create(model="tiny", prompt=TEXT, max_tokens=5, temperature=0, stream=True)
+    streamed = client.completions.create(
+        model="tiny", prompt=TEXT, max_tokens=5, temperature=0, stream=True
+    )
     assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
     (model,) = client.models.list().data
     assert model.id == "tiny" and model.max_model_len == 256
@@ -214,7 +307,9 @@ def test_waiting_requests_share_a_batch_and_scoring_does_not_wait_for_texts(llm,
     with serving(llm) as (client, gateway), ThreadPoolExecutor(9) as pool:
         order, batches = [], []
         inner = gateway.worker._write_all
-        monkeypatch.setattr(gateway.worker, "_write_all", lambda jobs: (batches.append(len(jobs)), inner(jobs)))
+        monkeypatch.setattr(
+            gateway.worker, "_write_all", lambda jobs: (batches.append(len(jobs)), inner(jobs))
+        )
 
         def write(seed):
             ask(client, prompt=TEXT, max_tokens=220, seed=seed)
@@ -246,11 +341,23 @@ def test_without_a_valid_key_only_health_answers(served):
         {"authorization": f"Basic {KEY}"},
         {"authorization": "Bearer"},
     ):
-        for answer in (httpx.get(f"{url}/v1/models", headers=header), httpx.post(f"{url}/v1/completions", headers=header, json={})):
-            assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key" and KEY not in answer.text
-    second = httpx.get(f"{url}/v1/models", headers={"authorization": "bearer second-key-0123456789"})
+        for answer in (
+            httpx.get(f"{url}/v1/models", headers=header),
+            httpx.post(f"{url}/v1/completions", headers=header, json={}),
+        ):
+            assert (
+                answer.status_code == 401
+                and answer.json()["error"]["code"] == "invalid_api_key"
+                and KEY not in answer.text
+            )
+    second = httpx.get(
+        f"{url}/v1/models", headers={"authorization": "bearer second-key-0123456789"}
+    )
     assert second.status_code == 200 and second.json()["data"][0]["id"] == "tiny"
-    assert served.get("/v1/nothing").status_code == 404 and served.get("/v1/completions").json()["error"]["type"] == "invalid_request_error"
+    assert (
+        served.get("/v1/nothing").status_code == 404
+        and served.get("/v1/completions").json()["error"]["type"] == "invalid_request_error"
+    )
 
 
 def test_rates_are_limited_for_each_key(llm):
@@ -259,11 +366,18 @@ def test_rates_are_limited_for_each_key(llm):
         used = ask(client, prompt=TEXT, max_tokens=200, stop=" ", seed=0)["usage"]["total_tokens"]
         assert used < 100
         ask(client, prompt=TEXT, max_tokens=200, stop=" ", seed=1)  # what was not used came back
-        assert refused(client, 429, prompt=TEXT, max_tokens=240, n=2)["code"] == "rate_limit_exceeded"  # more than a minute's tokens
+        # more than a minute's tokens
+        assert (
+            refused(client, 429, prompt=TEXT, max_tokens=240, n=2)["code"] == "rate_limit_exceeded"
+        )
         ask(client, prompt=TEXT, max_tokens=1)
         answer = client.post("/v1/completions", json={"prompt": TEXT})
         assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 20
-        other = client.post("/v1/completions", json={"prompt": TEXT}, headers={"authorization": "Bearer second-key-0123456789"})
+        other = client.post(
+            "/v1/completions",
+            json={"prompt": TEXT},
+            headers={"authorization": "Bearer second-key-0123456789"},
+        )
         assert other.status_code == 200
 
 
@@ -290,7 +404,11 @@ def test_too_large_too_long_too_many(served, llm):
     chunked = served.post("/v1/completions", content=(b" " * 10_000 for _ in range(10)))
     assert chunked.status_code == 413
     error = refused(served, 400, prompt="tent " * 120, max_tokens=200)
-    assert error["code"] == "context_length_exceeded" and "context of 256 tokens" in error["message"] and error["param"] == "prompt"
+    assert (
+        error["code"] == "context_length_exceeded"
+        and "context of 256 tokens" in error["message"]
+        and error["param"] == "prompt"
+    )
     assert refused(served, 404, prompt="a", model="gpt-9")["code"] == "model_not_found"
     assert "allowed: 40 choices" in refused(served, 400, prompt=["a"] * 9, n=5)["message"]
     assert "outside 0 to" in refused(served, 400, prompt=[len(llm.tokenizer)])["message"]
@@ -305,20 +423,51 @@ def test_too_large_too_long_too_many(served, llm):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
 )
-FIELDS = ("prompt", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "n", "logprobs", "echo", "stream", "model", "logit_bias")
+FIELDS = (
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop",
+    "seed",
+    "n",
+    "logprobs",
+    "echo",
+    "stream",
+    "model",
+    "logit_bias",
+)
 BODIES = (
     st.binary(max_size=60)
     | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass"))
     | JSON.map(lambda value: json.dumps(value).encode())
     | st.dictionaries(st.sampled_from(FIELDS), JSON).map(lambda value: json.dumps(value).encode())
-    | st.tuples(st.sampled_from(FIELDS[1:]), JSON).map(lambda pair: json.dumps({"prompt": "a", "max_tokens": 2, pair[0]: pair[1]}).encode())
-    | st.sampled_from([b"[" * 20_000, b'{"prompt":' * 3000, b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "n": NaN}'])
+    | st.tuples(st.sampled_from(FIELDS[1:]), JSON).map(
+        lambda pair: json.dumps({"prompt": "a", "max_tokens": 2, pair[0]: pair[1]}).encode()
+    )
+    | st.sampled_from(
+        [
+            b"[" * 20_000,
+            b'{"prompt":' * 3000,
+            b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
+            b'{"prompt": "a", "n": NaN}',
+        ]
+    )
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize=True,
+)
 @given(raw=BODIES)
 def test_no_body_breaks_it(served, raw):
     answer = served.post("/v1/completions", content=raw)
@@ -330,18 +479,29 @@ def test_no_body_breaks_it(served, raw):
 def test_a_model_that_breaks_is_a_500_and_the_next_request_is_served(llm, monkeypatch):
     with serving(llm) as (client, _):
         with monkeypatch.context() as patch:
-            patch.setattr(llm.model.lm_head, "forward", lambda hidden: hidden.new_full((*hidden.shape[:-1], 512), float("nan")))
+            patch.setattr(
+                llm.model.lm_head,
+                "forward",
+                lambda hidden: hidden.new_full((*hidden.shape[:-1], 512), float("nan")),
+            )
             error = refused(client, 500, prompt=TEXT, max_tokens=0, echo=True, logprobs=2)
             assert "not numbers" in error["message"]
         with monkeypatch.context() as patch:
             patch.setattr(llm.model, "forward", None)
-            assert refused(client, 500, prompt=TEXT, max_tokens=0, echo=True, logprobs=2)["message"] == "the gateway failed"
+            assert (
+                refused(client, 500, prompt=TEXT, max_tokens=0, echo=True, logprobs=2)["message"]
+                == "the gateway failed"
+            )
         ask(client, prompt=TEXT, max_tokens=0, echo=True, logprobs=2)
 
 
 def test_a_client_that_hangs_up_frees_the_model(llm):
     with serving(llm) as (client, _):
-        with client.stream("POST", "/v1/completions", json={"prompt": [TEXT] * 40, "max_tokens": 200, "stream": True}) as answer:
+        with client.stream(
+            "POST",
+            "/v1/completions",
+            json={"prompt": [TEXT] * 40, "max_tokens": 200, "stream": True},
+        ) as answer:
             next(answer.iter_lines())
         start = time.monotonic()
         ask(client, prompt=TEXT, max_tokens=2)
@@ -370,11 +530,19 @@ def test_top_logprobs_in_batches(llm):
     rows = [llm.tokenizer(text)["input_ids"] for text in (TEXT, "a tent", "no", TEXT + TEXT)]
     starts = [1, 2, 1, 7]
     for tokens in (16_384, 12):
-        for row, start, found in zip(rows, starts, top_logprobs(llm.model, rows, 6, starts, batch_tokens=tokens), strict=True):
+        for row, start, found in zip(
+            rows, starts, top_logprobs(llm.model, rows, 6, starts, batch_tokens=tokens), strict=True
+        ):
             laws = direct(llm, row)[start - 1 :]
             values, best = laws.topk(6)
-            assert torch.equal(found.tokens, best) and torch.allclose(found.logprobs, values, atol=2e-4)
-            assert torch.allclose(found.chosen, laws[:-1].gather(1, torch.tensor(row[start:])[:, None])[:, 0], atol=2e-4)
+            assert torch.equal(found.tokens, best) and torch.allclose(
+                found.logprobs, values, atol=2e-4
+            )
+            assert torch.allclose(
+                found.chosen,
+                laws[:-1].gather(1, torch.tensor(row[start:])[:, None])[:, 0],
+                atol=2e-4,
+            )
             assert torch.allclose(found.last, laws[-1], atol=2e-4)
     with pytest.raises(ValueError, match="row 0: found start 0"):
         top_logprobs(llm.model, rows[:1], 6, [0])

@@ -1,14 +1,27 @@
-"""Tiny models with random weights and a tokenizer trained on the spot, as objects and as a folder."""
+"""Tiny models with random weights and a tokenizer trained on the spot, as objects and as a
+folder."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-WORDS = "the camera takes good pictures but its battery is bad and I would not buy this phone again 0 1 2 3 . , ! é ß 日本"
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+WORDS = (
+    "the camera takes good pictures but its battery is bad and I would not buy this phone again 0 1"
+    " 2 3 . , ! é ß 日本"
+)
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt"
+    " %}assistant:{% endif %}"
+)
 
 
 def byte_tokenizer(end: str | None = "<|endoftext|>") -> PreTrainedTokenizerFast:
@@ -18,7 +31,9 @@ def byte_tokenizer(end: str | None = "<|endoftext|>") -> PreTrainedTokenizerFast
     tokenizer.decoder = decoders.ByteLevel()
     special = [end] if end else []
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([WORDS] * 8, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
 

@@ -27,9 +27,26 @@ def refusal(**values):
 def test_a_folder_becomes_an_engine(model_folder, llama):
     llm = load_llm(LLMConfig(path=str(model_folder), precision="fp32", device="cpu"))
     assert (llm.name, llm.form, llm.context) == ("transformers:tiny", "chat", 128)
-    assert llm.parameters == sum(weight.numel() for weight in llama.parameters()) and llm.model.dtype == torch.float32
-    low = load_llm(LLMConfig(path=str(model_folder), precision="bf16", device="cpu", form="completion", context=64, name="mine"))
-    assert (low.name, low.form, low.context, low.model.dtype) == ("mine", "completion", 64, torch.bfloat16)
+    assert (
+        llm.parameters == sum(weight.numel() for weight in llama.parameters())
+        and llm.model.dtype == torch.float32
+    )
+    low = load_llm(
+        LLMConfig(
+            path=str(model_folder),
+            precision="bf16",
+            device="cpu",
+            form="completion",
+            context=64,
+            name="mine",
+        )
+    )
+    assert (low.name, low.form, low.context, low.model.dtype) == (
+        "mine",
+        "completion",
+        64,
+        torch.bfloat16,
+    )
     answer = low.generate([Request("the camera", max_new_tokens=10)])[0]
     assert answer.finish in ("stop", "length") and answer.new_tokens > 0
 
@@ -46,8 +63,12 @@ def test_automatic_precision_follows_the_hardware(monkeypatch):
 def test_nothing_given_or_unknown():
     assert refusal() == "llm: engine transformers needs path; found null"
     assert refusal(engine="openai") == "llm: engine openai needs model and base_url; found null"
-    assert "base_url: found 'localhost:8000'" in refusal(engine="openai", model="m", base_url="localhost:8000")
-    assert refusal(path="x", tempreature=1).startswith("llm.tempreature: unknown key; did you mean temperature")
+    assert "base_url: found 'localhost:8000'" in refusal(
+        engine="openai", model="m", base_url="localhost:8000"
+    )
+    assert refusal(path="x", tempreature=1).startswith(
+        "llm.tempreature: unknown key; did you mean temperature"
+    )
     assert refusal(path="x", top_p=0).startswith("llm.top_p: found 0;")
 
 
@@ -61,13 +82,19 @@ def test_folders_that_cannot_work(model_folder, tmp_path):
         assert text.startswith("llm.path: ") and str(folder) in text and name.split(".")[0] in text
     encoder = tmp_path / "encoder"
     shutil.copytree(model_folder, encoder)
-    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(encoder)
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(encoder)
     assert "cannot generate text" in refusal(path=str(encoder))
 
 
 def test_devices_that_are_not_there(model_folder):
-    assert "llm.device: found 'gpu', allowed: auto, cpu" in refusal(path=str(model_folder), device="gpu")
-    assert "this machine has" in refusal(path=str(model_folder), device=f"cuda:{torch.cuda.device_count()}")
+    assert "llm.device: found 'gpu', allowed: auto, cpu" in refusal(
+        path=str(model_folder), device="gpu"
+    )
+    assert "this machine has" in refusal(
+        path=str(model_folder), device=f"cuda:{torch.cuda.device_count()}"
+    )
 
 
 def test_what_only_loading_shows(model_folder, tmp_path):
@@ -83,7 +110,9 @@ def test_what_only_loading_shows(model_folder, tmp_path):
     deep = tmp_path / "deep"
     shutil.copytree(model_folder, deep)
     values = json.loads((deep / "config.json").read_text())
-    (deep / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 3, "layer_types": None}))
+    (deep / "config.json").write_text(
+        json.dumps(values | {"num_hidden_layers": 3, "layer_types": None})
+    )
     with pytest.raises(ConfigError, match=r"lacks 9 of the model's weights \(model\.layers\.2"):
         load_llm(LLMConfig(path=str(deep), device="cpu"))
     plain = tmp_path / "plain"
@@ -96,7 +125,9 @@ def test_what_only_loading_shows(model_folder, tmp_path):
 
 def test_endpoint_and_script_mistakes(tmp_path):
     endpoint = {"engine": "openai", "model": "m", "base_url": "http://127.0.0.1:1/v1"}
-    assert "NO_SUCH_KEY_VARIABLE is not set" in refusal(**endpoint, api_key_env="NO_SUCH_KEY_VARIABLE")
+    assert "NO_SUCH_KEY_VARIABLE is not set" in refusal(
+        **endpoint, api_key_env="NO_SUCH_KEY_VARIABLE"
+    )
     assert "has no tokenizer" in refusal(**endpoint, tokenizer=str(tmp_path))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"llm\.cache_dir: .* cannot be used"):
@@ -111,11 +142,27 @@ def test_configuration_files_are_valid_and_agree_with_the_defaults(name):
     config = check(LLMConfig, given, where="llm")
     assert config.engine == name and "given" in given.values()
     default = LLMConfig(engine="scripted", script="x")
-    assert [getattr(config, key) for key in ("temperature", "top_p", "top_k", "max_new_tokens")] == [1.0, 0.9, 50, 96]
-    same = set(values) - {"engine", "script", "form", "context", "base_url"} - {key for key in values if values[key] == "???"}
-    assert {key: getattr(config, key) for key in same} == {key: getattr(default, key) for key in same}
+    assert [
+        getattr(config, key) for key in ("temperature", "top_p", "top_k", "max_new_tokens")
+    ] == [1.0, 0.9, 50, 96]
+    same = (
+        set(values)
+        - {"engine", "script", "form", "context", "base_url"}
+        - {key for key in values if values[key] == "???"}
+    )
+    assert {key: getattr(config, key) for key in same} == {
+        key: getattr(default, key) for key in same
+    }
 
 
 def test_the_interface_and_the_endpoint_engine_import_no_torch():
-    program = "import sys, fedduet.server.llm.load, fedduet.server.llm.openai_engine, fedduet.server.llm.scripted; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(conf.__file__).parent.parent, check=False).returncode == 0
+    program = (
+        "import sys, fedduet.server.llm.load, fedduet.server.llm.openai_engine,"
+        " fedduet.server.llm.scripted; sys.exit('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=Path(conf.__file__).parent.parent, check=False
+        ).returncode
+        == 0
+    )

@@ -1,4 +1,5 @@
-"""The endpoint engine over HTTP: against a real model server, against one that misbehaves, and with its cache."""
+"""The endpoint engine over HTTP: against a real model server, against one that misbehaves, and with
+its cache."""
 
 import asyncio
 import contextlib
@@ -31,14 +32,25 @@ KEY = "sk-very-secret-0123456789"
 
 def completion(text="fine", finish="stop", **more):
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
-    return 200, {}, json.dumps({"choices": [{"text": text, "finish_reason": finish, **more}], "usage": usage})
+    return (
+        200,
+        {},
+        json.dumps({"choices": [{"text": text, "finish_reason": finish, **more}], "usage": usage}),
+    )
 
 
 class Script:
-    """What the server does with each request in turn (the last goes on for ever), and what it was asked."""
+    """What the server does with each request in turn (the last goes on for ever), and what it was
+    asked."""
 
     def __init__(self, *steps):
-        self.steps, self.bodies, self.times, self.keys, self.lock = list(steps), [], [], [], threading.Lock()
+        self.steps, self.bodies, self.times, self.keys, self.lock = (
+            list(steps),
+            [],
+            [],
+            [],
+            threading.Lock(),
+        )
         self.now = self.most = 0
 
 
@@ -62,7 +74,9 @@ def serving(script):
                 return self.connection.close()
             payload = text.encode()
             self.send_response(status)
-            for name, value in ({"content-type": "application/json", "content-length": str(len(payload))} | headers).items():
+            for name, value in (
+                {"content-type": "application/json", "content-length": str(len(payload))} | headers
+            ).items():
                 self.send_header(name, value)
             self.end_headers()
             with contextlib.suppress(OSError):  # the client may have stopped waiting
@@ -88,9 +102,13 @@ HELLO = (Request("hello"),)
 
 def ask(script, requests=HELLO, form="completion", **options):
     options = {"retries": 3, "backoff": 0.01, "timeout": 5.0} | options
-    endpoint_options = {name: options.pop(name) for name in tuple(options) if name in Endpoint.__dataclass_fields__}
+    endpoint_options = {
+        name: options.pop(name) for name in tuple(options) if name in Endpoint.__dataclass_fields__
+    }
     with serving(script) as url:
-        llm = OpenAILLM(Endpoint(url, "m", form, **endpoint_options), name="test", context=1000, **options)
+        llm = OpenAILLM(
+            Endpoint(url, "m", form, **endpoint_options), name="test", context=1000, **options
+        )
         return llm.generate(list(requests))
 
 
@@ -119,7 +137,12 @@ BAD = {
 def test_what_may_pass_is_tried_again(bad):
     script = Script(BAD[bad], BAD[bad], completion())
     [answer] = ask(script, timeout=0.4)
-    assert (answer.text, answer.finish, answer.prompt_tokens, answer.new_tokens) == ("fine", "stop", 3, 2)
+    assert (answer.text, answer.finish, answer.prompt_tokens, answer.new_tokens) == (
+        "fine",
+        "stop",
+        3,
+        2,
+    )
     assert len(script.bodies) == 3 and script.bodies[0] == script.bodies[2]
 
 
@@ -127,16 +150,28 @@ def test_what_may_pass_is_tried_again(bad):
 def test_what_does_not_pass_is_an_error_that_says_what_came(bad):
     script = Script(BAD[bad])
     [answer] = ask(script, retries=2)
-    named = {"500": "HTTP 500: internal error", "html": "log in to the Wi-Fi", "hangs up": "RemoteProtocolError"}
+    named = {
+        "500": "HTTP 500: internal error",
+        "html": "log in to the Wi-Fi",
+        "hangs up": "RemoteProtocolError",
+    }
     told = named.get(bad, "not a completion")
-    assert (answer.finish, answer.text) == ("error", "") and told in answer.error and "attempt 3" in answer.error
+    assert (
+        (answer.finish, answer.text) == ("error", "")
+        and told in answer.error
+        and "attempt 3" in answer.error
+    )
     assert len(script.bodies) == 3
 
 
 def test_a_server_that_hangs_costs_the_timeout_and_no_more():
     begun = time.monotonic()
     [answer] = ask(Script(lambda body: hang(body, 3.0)), timeout=0.2, retries=1)
-    assert answer.finish == "error" and "no answer within 0.2 seconds" in answer.error and time.monotonic() - begun < 2
+    assert (
+        answer.finish == "error"
+        and "no answer within 0.2 seconds" in answer.error
+        and time.monotonic() - begun < 2
+    )
     [answer] = ask(Script(hang, completion()), timeout=0.2)
     assert answer.text == "fine"
 
@@ -157,7 +192,9 @@ def test_a_server_that_drips_is_a_server_that_hangs():
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         begun = time.monotonic()
-        [answer] = OpenAILLM(Endpoint(url, "m"), name="", context=100, timeout=0.4, retries=0).generate([Request("hello")])
+        [answer] = OpenAILLM(
+            Endpoint(url, "m"), name="", context=100, timeout=0.4, retries=0
+        ).generate([Request("hello")])
         assert "no answer within 0.4 seconds" in answer.error and time.monotonic() - begun < 2
         thread.join()
 
@@ -166,7 +203,9 @@ def test_nothing_listening_is_an_error():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        [answer] = OpenAILLM(Endpoint(url, "m"), name="", context=100, retries=1, backoff=0.01).generate([Request("hello")])
+        [answer] = OpenAILLM(
+            Endpoint(url, "m"), name="", context=100, retries=1, backoff=0.01
+        ).generate([Request("hello")])
     assert answer.finish == "error" and "ConnectError" in answer.error and url in answer.error
 
 
@@ -174,7 +213,12 @@ def test_nothing_listening_is_an_error():
 def test_a_refusal_is_not_repeated(status):
     script = Script((status, {}, '{"error": "this model has a context of 2048 tokens"}'))
     [answer] = ask(script)
-    assert answer.finish == "error" and f"HTTP {status}" in answer.error and "2048 tokens" in answer.error and len(script.bodies) == 1
+    assert (
+        answer.finish == "error"
+        and f"HTTP {status}" in answer.error
+        and "2048 tokens" in answer.error
+        and len(script.bodies) == 1
+    )
 
 
 def test_retry_after_is_respected_by_all_requests():
@@ -201,8 +245,12 @@ def test_one_failure_leaves_the_others_and_their_order():
     seen = []
     with serving(Script(echo)) as url:
         llm = OpenAILLM(Endpoint(url, "m", "completion"), name="", context=100, concurrency=3)
-        answers = llm.generate([Request(str(i)) for i in range(7)], lambda *state: seen.append(state))
-    assert [answer.text for answer in answers] == [f"answer {i}" if i != 3 else "" for i in range(7)]
+        answers = llm.generate(
+            [Request(str(i)) for i in range(7)], lambda *state: seen.append(state)
+        )
+    assert [answer.text for answer in answers] == [
+        f"answer {i}" if i != 3 else "" for i in range(7)
+    ]
     assert [state[0] for state in seen] == list(range(1, 8)) and seen[-1] == (7, 7, 12)
 
 
@@ -216,21 +264,56 @@ def test_what_is_sent(monkeypatch):
     request = Request("hello", 7, 0.5, 0.8, 40, ("a", "b", "c", "d", "e"), 11)
     script = Script(completion("has e in it"))
     [answer] = ask(script, [request])
-    expected = {"model": "m", "prompt": "hello", "max_tokens": 7, "temperature": 0.5, "top_p": 0.8, "seed": 11, "stop": list("abcd")}
+    expected = {
+        "model": "m",
+        "prompt": "hello",
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "seed": 11,
+        "stop": list("abcd"),
+    }
     assert script.bodies == [expected] and answer.text == "h" and script.keys == [None]
-    script = Script((200, {}, '{"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}'))
-    options = {"send_top_k": True, "send_seed": False, "max_tokens_key": "max_completion_tokens", "extra_body": {"user": "u"}}
+    script = Script(
+        (200, {}, '{"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}')
+    )
+    options = {
+        "send_top_k": True,
+        "send_seed": False,
+        "max_tokens_key": "max_completion_tokens",
+        "extra_body": {"user": "u"},
+    }
     turns = (ChatTurn("system", "be brief"), ChatTurn("user", "hello"))
     [answer] = ask(script, [Request(turns, 7, 0.5, 0.8, 40)], form="chat", key=KEY, **options)
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
-    expected = {"model": "m", "messages": messages, "max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.8, "top_k": 40, "user": "u"}
+    expected = {
+        "model": "m",
+        "messages": messages,
+        "max_completion_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.8,
+        "top_k": 40,
+        "user": "u",
+    }
     assert script.bodies == [expected] and script.keys == [f"Bearer {KEY}"]
-    assert (answer.text, answer.finish) == ("hi", "length") and answer.prompt_tokens > 0 and answer.new_tokens > 0  # no usage: estimates
+    # no usage: estimates
+    assert (
+        (answer.text, answer.finish) == ("hi", "length")
+        and answer.prompt_tokens > 0
+        and answer.new_tokens > 0
+    )
 
 
 def test_unusual_answers():
     assert ask(Script(completion("", "content_filter")))[0].finish == "error"
-    silent = (200, {}, '{"choices": [{"message": {"content": null}, "finish_reason": "length"}], "usage": {"completion_tokens": 9}}')
+    silent = (
+        200,
+        {},
+        (
+            '{"choices": [{"message": {"content": null}, "finish_reason": "length"}], "usage":'
+            ' {"completion_tokens": 9}}'
+        ),
+    )
     [answer] = ask(Script(silent), form="chat")
     assert (answer.text, answer.finish, answer.new_tokens) == ("", "length", 9)
     [answer] = ask(Script(completion()), [Request((ChatTurn("user", "hello"),))])
@@ -255,11 +338,20 @@ def test_a_second_run_reaches_no_server(tmp_path):
         first = load_llm(config, tmp_path).generate(requests)
         assert len(script.bodies) == 5
     second = load_llm(config, tmp_path).generate(requests)  # the server is gone
-    assert first == second and [answer.text for answer in second] == [f"answer {i % 5}" for i in range(9)]
+    assert first == second and [answer.text for answer in second] == [
+        f"answer {i % 5}" for i in range(9)
+    ]
     assert [file.name for file in (tmp_path / "llm_cache").iterdir()] == ["answers.sqlite"]
 
 
-CHANGES = ({"seed": 2}, {"prompt": "other"}, {"temperature": 0.1}, {"stop": ("x",)}, {"top_k": 3}, {"max_new_tokens": 9})
+CHANGES = (
+    {"seed": 2},
+    {"prompt": "other"},
+    {"temperature": 0.1},
+    {"stop": ("x",)},
+    {"top_k": 3},
+    {"max_new_tokens": 9},
+)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -268,7 +360,13 @@ def test_a_different_request_is_another_answer(change, tmp_path):
         script = Script(completion("one"), completion("two"))
         cache = ResponseCache(tmp_path / str(len(options)))
         base = {"prompt": "hello", "seed": 1}
-        answers = ask(script, [Request(**base), Request(**base), Request(**(base | change))], cache=cache, concurrency=1, **options)
+        answers = ask(
+            script,
+            [Request(**base), Request(**base), Request(**(base | change))],
+            cache=cache,
+            concurrency=1,
+            **options,
+        )
         assert [answer.text for answer in answers] == ["one", "one", "two"]
 
 
@@ -280,7 +378,12 @@ def test_errors_are_not_kept_and_answers_are_kept_as_they_come(tmp_path):
     requests = [Request(str(i)) for i in range(5)]
     with serving(script) as url:
         for expected in (["fine"] * 3 + [""] * 2, ["fine"] * 3 + ["now"] * 2):
-            llm = OpenAILLM(Endpoint(url, "m", "completion"), name="", context=100, cache=ResponseCache(tmp_path))
+            llm = OpenAILLM(
+                Endpoint(url, "m", "completion"),
+                name="",
+                context=100,
+                cache=ResponseCache(tmp_path),
+            )
             assert [answer.text for answer in llm.generate(requests)] == expected
             llm.close()
     assert len(script.bodies) == 7
@@ -288,10 +391,11 @@ def test_errors_are_not_kept_and_answers_are_kept_as_they_come(tmp_path):
 
 def test_a_killed_run_keeps_what_it_paid_for(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from fedduet.server.llm.config import LLMConfig; from fedduet.server.llm.load import load_llm\n"
-        "from fedduet.server.llm.base import Request\n"
-        "llm = load_llm(LLMConfig(engine='openai', base_url=sys.argv[1], model='m', form='completion', concurrency=1), Path(sys.argv[2]))\n"
-        "llm.generate([Request(str(i)) for i in range(6)])"
+        "import sys; from pathlib import Path; from fedduet.server.llm.config import LLMConfig;"
+        " from fedduet.server.llm.load import load_llm\nfrom fedduet.server.llm.base import"
+        " Request\nllm = load_llm(LLMConfig(engine='openai', base_url=sys.argv[1], model='m',"
+        " form='completion', concurrency=1), Path(sys.argv[2]))\nllm.generate([Request(str(i)) for"
+        " i in range(6)])"
     )
     process = None
 
@@ -312,10 +416,23 @@ def test_a_killed_run_keeps_what_it_paid_for(tmp_path):
 def test_the_key_stays_out_of_errors_logs_and_the_cache(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("TEST_ENDPOINT_KEY", KEY)
-    script = Script((401, {}, f"Incorrect API key provided: {KEY}"), (500, {}, f"bad {KEY}"), (500, {}, f"bad {KEY}"), completion())
+    script = Script(
+        (401, {}, f"Incorrect API key provided: {KEY}"),
+        (500, {}, f"bad {KEY}"),
+        (500, {}, f"bad {KEY}"),
+        completion(),
+    )
     with serving(script) as url:
-        options = {"base_url": url, "model": "m", "form": "completion", "retries": 1, "concurrency": 1}
-        llm = load_llm(LLMConfig(engine="openai", api_key_env="TEST_ENDPOINT_KEY", **options), tmp_path)
+        options = {
+            "base_url": url,
+            "model": "m",
+            "form": "completion",
+            "retries": 1,
+            "concurrency": 1,
+        }
+        llm = load_llm(
+            LLMConfig(engine="openai", api_key_env="TEST_ENDPOINT_KEY", **options), tmp_path
+        )
         llm.backoff = 0.01
         answers = llm.generate([Request("a"), Request("b"), Request("c")])
     assert script.keys == [f"Bearer {KEY}"] * 4 and answers[2].text == "fine"
@@ -323,7 +440,10 @@ def test_the_key_stays_out_of_errors_logs_and_the_cache(tmp_path, monkeypatch, c
     assert KEY not in str(answers) + repr(llm.endpoint) + caplog.text
     assert KEY.encode() not in (tmp_path / "llm_cache" / "answers.sqlite").read_bytes()
     monkeypatch.delenv("TEST_ENDPOINT_KEY")
-    with pytest.raises(ConfigError, match=r"llm\.api_key_env: the environment variable TEST_ENDPOINT_KEY is not set"):
+    with pytest.raises(
+        ConfigError,
+        match=r"llm\.api_key_env: the environment variable TEST_ENDPOINT_KEY is not set",
+    ):
         load_llm(LLMConfig(engine="openai", api_key_env="TEST_ENDPOINT_KEY", **options))
 
 
@@ -333,37 +453,64 @@ def test_the_key_stays_out_of_errors_logs_and_the_cache(tmp_path, monkeypatch, c
 def test_with_a_tokenizer_counts_are_exact_and_long_prompts_are_not_sent(model_folder, tokenizer):
     script = Script(completion())
     with serving(script) as url:
-        options = {"base_url": url, "model": "m", "form": "completion", "tokenizer": str(model_folder), "context": 50}
+        options = {
+            "base_url": url,
+            "model": "m",
+            "form": "completion",
+            "tokenizer": str(model_folder),
+            "context": 50,
+        }
         llm = load_llm(LLMConfig(engine="openai", **options))
-        assert llm.count_tokens("the camera takes") == len(tokenizer("the camera takes")["input_ids"])
+        assert llm.count_tokens("the camera takes") == len(
+            tokenizer("the camera takes")["input_ids"]
+        )
         answers = llm.generate([Request("camera " * 30, 10), Request("camera", 10)])
-    assert "context of 50 tokens" in answers[0].error and answers[1].text == "fine" and len(script.bodies) == 1
+    assert (
+        "context of 50 tokens" in answers[0].error
+        and answers[1].text == "fine"
+        and len(script.bodies) == 1
+    )
 
 
 def test_without_a_tokenizer_counts_are_upper_estimates(tokenizer):
     llm = OpenAILLM(Endpoint("http://x", "m"), name="", context=100)
-    assert llm.count_tokens("") == 0 and llm.count_tokens("abc d") == 3 and llm.count_tokens("1234") == 4
+    assert (
+        llm.count_tokens("") == 0
+        and llm.count_tokens("abc d") == 3
+        and llm.count_tokens("1234") == 4
+    )
     assert llm.count_tokens("日本!") == 7
     assert llm.count_tokens("12 + 30") == 7
     for text in ("12 + 30 = 42", "日本 é ß", "!!! ... ???", "\n\n\t"):
         assert llm.count_tokens(text) >= len(tokenizer(text)["input_ids"])
 
 
-# ---------------------------------------------------------------- a real server: `transformers serve` on a tiny folder
+# ---------------------------------------------------------------- a real server: `transformers serv
 
 
 @pytest.fixture(scope="module", autouse=True)
 def starting_server(model_folder, tmp_path_factory):
-    """`transformers serve`, which starts while the tests above run: (process, port, log), or None without its packages."""
+    """`transformers serve`, which starts while the tests above run: (process, port, log), or None
+    without its packages."""
     if not is_serve_available():
         yield None
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve", str(model_folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "from transformers.cli.transformers import main; main()",
+        "serve",
+        str(model_folder),
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     log = tmp_path_factory.mktemp("serve") / "log.txt"
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -390,29 +537,55 @@ def real_server(starting_server):
 
 
 def test_completions_equal_the_local_engine(real_server, model_folder, llama, tokenizer):
-    config = LLMConfig(engine="openai", base_url=real_server, model=str(model_folder), form="completion", retries=0)
+    config = LLMConfig(
+        engine="openai", base_url=real_server, model=str(model_folder), form="completion", retries=0
+    )
     llm = load_llm(config)
     assert isinstance(llm, LLM) and llm.form == "completion" and llm.parameters is None
-    requests = [Request(p, max_new_tokens=8, temperature=0) for p in ("the camera", "I would not buy this", "good")]
+    requests = [
+        Request(p, max_new_tokens=8, temperature=0)
+        for p in ("the camera", "I would not buy this", "good")
+    ]
     answers = llm.generate(requests)
-    local = TransformersLLM(llama, tokenizer, name="", form="completion", context=128).generate(requests)
-    assert [(a.text, a.prompt_tokens, a.error) for a in answers] == [(a.text, a.prompt_tokens, "") for a in local]
+    local = TransformersLLM(llama, tokenizer, name="", form="completion", context=128).generate(
+        requests
+    )
+    assert [(a.text, a.prompt_tokens, a.error) for a in answers] == [
+        (a.text, a.prompt_tokens, "") for a in local
+    ]
     assert [answer.new_tokens for answer in answers] == [answer.new_tokens for answer in local]
 
 
 def test_chats_equal_the_local_engine(real_server, model_folder):
-    llm = load_llm(LLMConfig(engine="openai", base_url=real_server, model=str(model_folder), retries=0))
+    llm = load_llm(
+        LLMConfig(engine="openai", base_url=real_server, model=str(model_folder), retries=0)
+    )
     local = load_llm(LLMConfig(path=str(model_folder), precision="fp32", device="cpu"))
     assert llm.form == local.form == "chat"
-    requests = [Request((ChatTurn("system", "be good"), ChatTurn("user", "the phone")), 8, temperature=0), Request("bad", 8, temperature=0)]
-    assert [(a.text, a.prompt_tokens) for a in llm.generate(requests)] == [(a.text, a.prompt_tokens) for a in local.generate(requests)]
+    requests = [
+        Request((ChatTurn("system", "be good"), ChatTurn("user", "the phone")), 8, temperature=0),
+        Request("bad", 8, temperature=0),
+    ]
+    assert [(a.text, a.prompt_tokens) for a in llm.generate(requests)] == [
+        (a.text, a.prompt_tokens) for a in local.generate(requests)
+    ]
 
 
 def test_stop_strings_are_cut_off_and_a_refusal_is_an_error(real_server, model_folder):
-    llm = load_llm(LLMConfig(engine="openai", base_url=real_server, model=str(model_folder), form="completion", send_top_k=True))
+    llm = load_llm(
+        LLMConfig(
+            engine="openai",
+            base_url=real_server,
+            model=str(model_folder),
+            form="completion",
+            send_top_k=True,
+        )
+    )
     refused = llm.generate([Request("good", 8, temperature=0)])[0]  # this server knows no top_k
     assert refused.finish == "error" and "HTTP 422" in refused.error and "top_k" in refused.error
-    llm = load_llm(LLMConfig(engine="openai", base_url=real_server, model=str(model_folder), form="completion"))
+    llm = load_llm(
+        LLMConfig(engine="openai", base_url=real_server, model=str(model_folder), form="completion")
+    )
     whole = llm.generate([Request("the camera", 12, temperature=0)])[0].text
     stop = whole[4:6]
     cut = llm.generate([Request("the camera", 12, temperature=0, stop=(stop,))])[0]

@@ -19,7 +19,9 @@ def test_a_list_is_given_in_turn_and_ends_in_an_error():
 
 def test_the_first_pattern_found_answers_and_the_seed_chooses():
     llm = ScriptedLLM({"positive.*books": ["p0", "p1", "p2"], "positive": "other"}, form="chat")
-    assert [llm.generate([Request("positive\nbooks", seed=seed)])[0].text for seed in (0, 1, 5)] == ["p0", "p1", "p2"]
+    assert [
+        llm.generate([Request("positive\nbooks", seed=seed)])[0].text for seed in (0, 1, 5)
+    ] == ["p0", "p1", "p2"]
     turns = (ChatTurn("system", "x"), ChatTurn("user", "positive"))
     assert llm.generate([Request(turns)])[0].text == "other"
 
@@ -27,11 +29,18 @@ def test_the_first_pattern_found_answers_and_the_seed_chooses():
 def test_endings_are_those_of_the_real_engines():
     llm = ScriptedLLM(lambda request: f"{request.prompt} says one two  three", context=20)
     [answer] = llm.generate([Request("it", max_new_tokens=3)])
-    assert (answer.text, answer.finish, answer.prompt_tokens, answer.new_tokens) == ("it says one", "length", 1, 3)
+    assert (answer.text, answer.finish, answer.prompt_tokens, answer.new_tokens) == (
+        "it says one",
+        "length",
+        1,
+        3,
+    )
     [answer] = llm.generate([Request("it", max_new_tokens=9, stop=("three", " one"))])
     assert (answer.text, answer.finish, answer.new_tokens) == ("it says", "stop", 2)
     [answer] = llm.generate([Request("w " * 12, max_new_tokens=9)])
-    assert answer.finish == "error" and "12 tokens" in answer.error and "context of 20" in answer.error
+    assert (
+        answer.finish == "error" and "12 tokens" in answer.error and "context of 20" in answer.error
+    )
 
 
 def test_a_script_file(tmp_path):
@@ -39,7 +48,10 @@ def test_a_script_file(tmp_path):
     file.write_text("answers:\n  'a+b': found\n  '.': [x, y]\n")
     llm = load_llm(LLMConfig(engine="scripted", script=str(file), form="chat", context=500))
     assert (llm.name, llm.form, llm.context) == ("scripted:answers", "chat", 500)
-    assert [answer.text for answer in llm.generate([Request("aab"), Request("z", seed=1)])] == ["found", "y"]
+    assert [answer.text for answer in llm.generate([Request("aab"), Request("z", seed=1)])] == [
+        "found",
+        "y",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The local engine: sampling that ignores its neighbours, endings, padding, errors of single requests, exact scores."""
+"""The local engine: sampling that ignores its neighbours, endings, padding, errors of single
+requests, exact scores."""
 
 import collections
 import copy
@@ -12,11 +13,21 @@ from fedduet.server.llm.base import LLM, ChatTurn, Request, ScoresText
 from fedduet.server.llm.transformers_engine import TransformersLLM
 from peft import LoraConfig, get_peft_model
 
-PROMPTS = ["the camera", "I would not buy this phone again .", "good", "battery is bad and the", "é", "0 1 2 3", "the phone takes"]
+PROMPTS = [
+    "the camera",
+    "I would not buy this phone again .",
+    "good",
+    "battery is bad and the",
+    "é",
+    "0 1 2 3",
+    "the phone takes",
+]
 
 
 def engine(model, tokenizer, **changes):
-    return TransformersLLM(model, tokenizer, **({"name": "tiny", "form": "completion", "context": 128} | changes))
+    return TransformersLLM(
+        model, tokenizer, **({"name": "tiny", "form": "completion", "context": 128} | changes)
+    )
 
 
 def greedy_by_hand(model, tokenizer, prompt, steps):
@@ -40,34 +51,47 @@ def test_it_is_an_llm_that_scores(llama, tokenizer):
 
 
 def test_greedy_in_a_padded_batch_equals_greedy_by_hand(model, tokenizer):
-    answers = engine(model, tokenizer).generate([Request(p, max_new_tokens=12 + i, temperature=0) for i, p in enumerate(PROMPTS)])
+    answers = engine(model, tokenizer).generate(
+        [Request(p, max_new_tokens=12 + i, temperature=0) for i, p in enumerate(PROMPTS)]
+    )
     expected = [greedy_by_hand(model, tokenizer, p, 12 + i) for i, p in enumerate(PROMPTS)]
     assert [answer.text for answer in answers] == expected
-    assert [answer.prompt_tokens for answer in answers] == [len(tokenizer(p)["input_ids"]) for p in PROMPTS]
+    assert [answer.prompt_tokens for answer in answers] == [
+        len(tokenizer(p)["input_ids"]) for p in PROMPTS
+    ]
 
 
-@pytest.mark.parametrize("changes", [{}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.7, "temperature": 0.8}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"top_p": 0.7}, {"top_k": 20, "top_p": 0.7, "temperature": 0.8}]
+)
 def test_an_answer_does_not_depend_on_its_batch(model, tokenizer, changes):
     llm = engine(model, tokenizer)
     requests = [Request(p, max_new_tokens=20, seed=i, **changes) for i, p in enumerate(PROMPTS)]
     together = llm.generate(requests)
     assert together == [llm.generate([request])[0] for request in requests]
     assert together == llm.generate(requests[::-1])[::-1]
-    assert together == engine(model, tokenizer, batch_tokens=60).generate(requests)  # batches of one or two
-    other = llm.generate([dataclasses.replace(request, seed=request.seed + 100) for request in requests])
+    # batches of one or two
+    assert together == engine(model, tokenizer, batch_tokens=60).generate(requests)
+    other = llm.generate(
+        [dataclasses.replace(request, seed=request.seed + 100) for request in requests]
+    )
     assert sum(a.text != b.text for a, b in zip(together, other, strict=True)) >= 6
 
 
 def test_the_sampled_distribution_is_the_models(llama, tokenizer):
-    """First tokens of 3,000 seeds against the exact probabilities: total variation near what 3,000 draws give."""
+    """First tokens of 3,000 seeds against the exact probabilities: total variation near what 3,000
+    draws give."""
     with torch.no_grad():
         logits = llama(tokenizer("the camera", return_tensors="pt")["input_ids"]).logits[0, -1]
     kept = logits.topk(10)
     exact = torch.softmax(kept.values / 0.8, dim=0)
-    answers = engine(llama, tokenizer).generate([Request("the camera", 1, 0.8, top_k=10, seed=i) for i in range(3000)])
+    answers = engine(llama, tokenizer).generate(
+        [Request("the camera", 1, 0.8, top_k=10, seed=i) for i in range(3000)]
+    )
     expected = collections.Counter()
     for token, probability in zip(kept.indices.tolist(), exact.tolist(), strict=True):
-        expected[tokenizer.decode([token], skip_special_tokens=True)] += probability  # half characters look alike
+        # half characters look alike
+        expected[tokenizer.decode([token], skip_special_tokens=True)] += probability
     assert len(expected) > 5
     counts = collections.Counter(answer.text for answer in answers)
     assert set(counts) <= set(expected)
@@ -75,7 +99,9 @@ def test_the_sampled_distribution_is_the_models(llama, tokenizer):
 
 
 def test_the_end_token_ends_the_text_and_is_counted(llama, tokenizer):
-    answers = engine(llama, tokenizer).generate([Request("the camera", max_new_tokens=100, temperature=3.0, seed=i) for i in range(60)])
+    answers = engine(llama, tokenizer).generate(
+        [Request("the camera", max_new_tokens=100, temperature=3.0, seed=i) for i in range(60)]
+    )
     stopped = [answer for answer in answers if answer.finish == "stop"]
     assert stopped and {answer.finish for answer in answers} == {"stop", "length"}
     assert all("endoftext" not in answer.text for answer in answers)
@@ -94,18 +120,26 @@ def test_end_tokens_of_the_generation_config_count_too(llama, tokenizer):
         stopped = engine(llama, tokenizer).generate([Request("good", max_new_tokens=20, seed=1)])[0]
     finally:
         llama.generation_config.eos_token_id = 0
-    assert (stopped.text, stopped.new_tokens, stopped.finish) == ("", 1, "stop") and plain.new_tokens > 1
+    assert (stopped.text, stopped.new_tokens, stopped.finish) == (
+        "",
+        1,
+        "stop",
+    ) and plain.new_tokens > 1
 
 
 def test_stop_strings_cut_before_themselves_and_save_tokens(model, tokenizer):
     llm = engine(model, tokenizer)
-    wholes = llm.generate([Request("the camera", max_new_tokens=40, seed=seed) for seed in range(40)])
+    wholes = llm.generate(
+        [Request("the camera", max_new_tokens=40, seed=seed) for seed in range(40)]
+    )
     checked = 0
     for seed, whole in enumerate(wholes):
         at = len(whole.text) // 2
         stop = whole.text[at : at + 3]  # seldom a whole number of tokens
         if whole.finish == "length" and len(stop) == 3 and "\ufffd" not in stop:
-            cut = llm.generate([Request("the camera", max_new_tokens=40, seed=seed, stop=("never there", stop))])[0]
+            cut = llm.generate(
+                [Request("the camera", max_new_tokens=40, seed=seed, stop=("never there", stop))]
+            )[0]
             at = whole.text.index(stop)
             assert (cut.text, cut.finish) == (whole.text[:at], "stop")
             assert cut.new_tokens < 40 and cut.new_tokens <= len(whole.text[: at + 4].encode())
@@ -115,9 +149,24 @@ def test_stop_strings_cut_before_themselves_and_save_tokens(model, tokenizer):
 
 def test_the_earliest_of_several_stop_strings_cuts(llama, tokenizer):
     llm = engine(llama, tokenizer)
-    texts = [answer.text for answer in llm.generate([Request("the camera", max_new_tokens=10, seed=seed) for seed in range(200)])]
-    seed, text = next((i, text) for i, text in enumerate(texts) if len(set(text[:6])) == 6 and "\ufffd" not in text[:6])
-    answer = llm.generate([Request("the camera", max_new_tokens=10, seed=seed, stop=(text[5], text[3:5], text[4], ""))])[0]
+    texts = [
+        answer.text
+        for answer in llm.generate(
+            [Request("the camera", max_new_tokens=10, seed=seed) for seed in range(200)]
+        )
+    ]
+    seed, text = next(
+        (i, text)
+        for i, text in enumerate(texts)
+        if len(set(text[:6])) == 6 and "\ufffd" not in text[:6]
+    )
+    answer = llm.generate(
+        [
+            Request(
+                "the camera", max_new_tokens=10, seed=seed, stop=(text[5], text[3:5], text[4], "")
+            )
+        ]
+    )[0]
     assert (answer.text, answer.finish) == (text[:3], "stop")
 
 
@@ -125,11 +174,15 @@ def test_a_tokenizer_without_end_or_pad_token_runs_to_the_length(llama, tokenize
     assert tokenizer_without_end.eos_token_id is None and tokenizer_without_end.pad_token_id is None
     llama.generation_config.eos_token_id = None
     try:
-        answers = engine(llama, tokenizer_without_end).generate([Request(p, max_new_tokens=15, seed=3) for p in PROMPTS])
+        answers = engine(llama, tokenizer_without_end).generate(
+            [Request(p, max_new_tokens=15, seed=3) for p in PROMPTS]
+        )
         empty = engine(llama, tokenizer_without_end).generate([Request("", max_new_tokens=5)])[0]
     finally:
         llama.generation_config.eos_token_id = 0
-    assert [(answer.new_tokens, answer.finish) for answer in answers] == [(15, "length")] * len(PROMPTS)
+    assert [(answer.new_tokens, answer.finish) for answer in answers] == [(15, "length")] * len(
+        PROMPTS
+    )
     assert empty.finish == "error" and "empty" in empty.error
 
 
@@ -146,30 +199,59 @@ def test_requests_that_cannot_run_fail_alone(llama, tokenizer):
     seen = []
     answers = llm.generate([bad[0], good, *bad[1:]], lambda *state: seen.append(state))
     assert [answer.finish == "error" for answer in answers] == [True, False, True, True, True]
-    assert f"{length} tokens and max_new_tokens is 10" in answers[0].error and "context of 40 tokens" in answers[0].error
+    assert (
+        f"{length} tokens and max_new_tokens is 10" in answers[0].error
+        and "context of 40 tokens" in answers[0].error
+    )
     assert answers[0].text == "" and answers[0].new_tokens == 0
-    assert "chat" in answers[2].error and "max_new_tokens: found 0" in answers[3].error and "top_p 0.0" in answers[4].error
+    assert (
+        "chat" in answers[2].error
+        and "max_new_tokens: found 0" in answers[3].error
+        and "top_p 0.0" in answers[4].error
+    )
     assert answers[1] == llm.generate([good])[0]
-    assert seen[-1] == (5, 5, answers[1].new_tokens) and [state[0] for state in seen] == [1, 2, 3, 4, 5]
+    assert seen[-1] == (5, 5, answers[1].new_tokens) and [state[0] for state in seen] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_a_prompt_that_just_fits_the_context_runs(model, tokenizer):
     llm = engine(model, tokenizer)
     length = llm.count_tokens("camera " * 10)
-    assert llm.generate([Request("camera " * 10, max_new_tokens=128 - length, temperature=0)])[0].finish != "error"
-    assert llm.generate([Request("camera " * 10, max_new_tokens=129 - length, temperature=0)])[0].finish == "error"
+    assert (
+        llm.generate([Request("camera " * 10, max_new_tokens=128 - length, temperature=0)])[
+            0
+        ].finish
+        != "error"
+    )
+    assert (
+        llm.generate([Request("camera " * 10, max_new_tokens=129 - length, temperature=0)])[
+            0
+        ].finish
+        == "error"
+    )
 
 
 def test_chat_prompts_go_through_the_template(llama, tokenizer):
     templated = copy.deepcopy(tokenizer)
-    templated.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    templated.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if"
+        " add_generation_prompt %}:{% endif %}"
+    )
     llm = engine(llama, templated, form="chat")
     turns = (ChatTurn("system", "be good"), ChatTurn("user", "the phone"))
     plain = engine(llama, tokenizer)
-    expected = plain.generate([Request("<system>be good<user>the phone:", max_new_tokens=20, seed=4)])[0]
+    expected = plain.generate(
+        [Request("<system>be good<user>the phone:", max_new_tokens=20, seed=4)]
+    )[0]
     assert llm.generate([Request(turns, max_new_tokens=20, seed=4)])[0] == expected
     one = plain.generate([Request("<user>good:", max_new_tokens=20, seed=4)])[0]
-    assert llm.generate([Request("good", max_new_tokens=20, seed=4)])[0] == one  # a string is one user turn
+    # a string is one user turn
+    assert llm.generate([Request("good", max_new_tokens=20, seed=4)])[0] == one
 
 
 def test_memory_that_runs_out_halves_the_batch(llama, tokenizer, monkeypatch):
@@ -197,7 +279,10 @@ def test_memory_that_runs_out_halves_the_batch(llama, tokenizer, monkeypatch):
 
 def test_the_weights_of_the_moment_decode(llama, tokenizer):
     """In-place training, adapters and merging between calls all show."""
-    llm, request = engine(copy.deepcopy(llama), tokenizer), Request("good", max_new_tokens=20, temperature=0)
+    llm, request = (
+        engine(copy.deepcopy(llama), tokenizer),
+        Request("good", max_new_tokens=20, temperature=0),
+    )
     base = llm.model
 
     def by_hand():
@@ -208,7 +293,12 @@ def test_the_weights_of_the_moment_decode(llama, tokenizer):
     base.lm_head.weight.data.mul_(-1)
     texts.append(llm.generate([request])[0].text)
     assert texts[-1] == by_hand()
-    llm.model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    llm.model = get_peft_model(
+        base,
+        LoraConfig(
+            task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False
+        ),
+    ).eval()
     texts.append(llm.generate([request])[0].text)
     assert texts[-1] == by_hand()
     llm.model = llm.model.merge_and_unload()
@@ -231,17 +321,25 @@ def score_by_hand(model, tokenizer, tokens, start):
 
 
 def test_scores_equal_brute_force_row_by_row(model, tokenizer, monkeypatch):
-    pairs = [(a, " " + b) for a in PROMPTS[:4] for b in ("good", "bad and the battery is bad .", "日本")]
+    pairs = [
+        (a, " " + b) for a in PROMPTS[:4] for b in ("good", "bad and the battery is bad .", "日本")
+    ]
     expected = []
     for prompt, continuation in pairs:
-        start, tokens = len(tokenizer(prompt)["input_ids"]), tokenizer(prompt + continuation)["input_ids"]
+        start, tokens = (
+            len(tokenizer(prompt)["input_ids"]),
+            tokenizer(prompt + continuation)["input_ids"],
+        )
         assert tokens[:start] == tokenizer(prompt)["input_ids"]  # these boundaries are clean
         expected.append(score_by_hand(model, tokenizer, tokens, start))
     llm = engine(model, tokenizer)
     assert llm.continuation_logprobs(pairs) == pytest.approx(expected, abs=1e-3)
-    monkeypatch.setattr(transformers_engine, "LOGITS_BYTES", 4 * 300 * 8)  # a few rows, then one, at a time
+    # a few rows, then one, at a time
+    monkeypatch.setattr(transformers_engine, "LOGITS_BYTES", 4 * 300 * 8)
     seen = []
-    assert llm.continuation_logprobs(pairs, lambda *state: seen.append(state)) == pytest.approx(expected, abs=1e-3)
+    assert llm.continuation_logprobs(pairs, lambda *state: seen.append(state)) == pytest.approx(
+        expected, abs=1e-3
+    )
     assert seen[-1] == (12, 12, 0) and len(seen) > 3
 
 
@@ -251,14 +349,20 @@ def test_a_token_across_the_boundary_belongs_to_the_continuation(llama, tokenize
     start = len(tokenizer("good")["input_ids"])
     assert tokenizer.decode(tokens[start]) == " ba"  # spans "good " | "battery"
     across, clean = llm.continuation_logprobs([("good ", "battery"), ("good", " battery")])
-    assert across == pytest.approx(clean, abs=1e-5) == pytest.approx(score_by_hand(llama, tokenizer, tokens, start), abs=1e-3)
+    assert (
+        across
+        == pytest.approx(clean, abs=1e-5)
+        == pytest.approx(score_by_hand(llama, tokenizer, tokens, start), abs=1e-3)
+    )
 
 
 def test_scores_at_the_edges(llama, tokenizer, tokenizer_without_end):
     llm = engine(llama, tokenizer, context=40)
     first, empty = llm.continuation_logprobs([("", "the camera"), ("the camera", "")])
     assert empty == 0.0
-    assert first == pytest.approx(score_by_hand(llama, tokenizer, [0, *tokenizer("the camera")["input_ids"]], 1), abs=1e-3)
+    assert first == pytest.approx(
+        score_by_hand(llama, tokenizer, [0, *tokenizer("the camera")["input_ids"]], 1), abs=1e-3
+    )
     with pytest.raises(ValueError, match=r"pair 1: found \d+ tokens, allowed: the context of 40"):
         llm.continuation_logprobs([("the", " camera"), ("the", " camera" * 40)])
     with pytest.raises(ValueError, match="pair 0: the prompt is empty"):
@@ -268,8 +372,11 @@ def test_scores_at_the_edges(llama, tokenizer, tokenizer_without_end):
 def test_an_adapted_model_generates_and_scores(llama, tokenizer):
     llm = engine(copy.deepcopy(llama), tokenizer)
     before = llm.generate([Request("good", max_new_tokens=20, temperature=0)])[0]
-    llm.model = get_peft_model(llm.model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")).eval()
-    assert llm.generate([Request("good", max_new_tokens=20, temperature=0)])[0] == before  # B is zero at the start
+    llm.model = get_peft_model(
+        llm.model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    ).eval()
+    # B is zero at the start
+    assert llm.generate([Request("good", max_new_tokens=20, temperature=0)])[0] == before
     plain = llm.continuation_logprobs([("the", " camera")])[0]
     with torch.no_grad():
         for name, weight in llm.model.named_parameters():
@@ -277,4 +384,7 @@ def test_an_adapted_model_generates_and_scores(llama, tokenizer):
                 weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
     tokens, start = tokenizer("the camera")["input_ids"], len(tokenizer("the")["input_ids"])
     adapted = llm.continuation_logprobs([("the", " camera")])[0]
-    assert adapted == pytest.approx(score_by_hand(llm.model, tokenizer, tokens, start), abs=1e-3) and abs(adapted - plain) > 0.1
+    assert (
+        adapted == pytest.approx(score_by_hand(llm.model, tokenizer, tokens, start), abs=1e-3)
+        and abs(adapted - plain) > 0.1
+    )

@@ -9,7 +9,10 @@ from fedduet.wire.messages import LabelledTexts
 
 
 def test_weighted_mean_is_by_rows():
-    parts = [{"w": np.array([1.0, 2.0], dtype=np.float32)}, {"w": np.array([4.0, 8.0], dtype=np.float32)}]
+    parts = [
+        {"w": np.array([1.0, 2.0], dtype=np.float32)},
+        {"w": np.array([4.0, 8.0], dtype=np.float32)},
+    ]
     mean = weighted_mean(parts, [1, 2])
     assert np.allclose(mean["w"], [3.0, 6.0]) and mean["w"].dtype == np.float32
 
@@ -21,15 +24,25 @@ def test_gap_closed():
 
 
 def test_rounds_add_up_and_partial_weights_are_dropped():
-    first, second = {"a": LabelledTexts(["x"], [0], [2.0])}, {"a": LabelledTexts(["y"], [1]), "b": LabelledTexts(["z"], [1], [1.0])}
+    first, second = (
+        {"a": LabelledTexts(["x"], [0], [2.0])},
+        {
+            "a": LabelledTexts(["y"], [1]),
+            "b": LabelledTexts(["z"], [1], [1.0]),
+        },
+    )
     merged = merge(first, second)
-    assert merged["a"] == LabelledTexts(["x", "y"], [0, 1])  # a weight for one of two would be read as wrong
+    # a weight for one of two would be read as wrong
+    assert merged["a"] == LabelledTexts(["x", "y"], [0, 1])
     assert merged["b"] == LabelledTexts(["z"], [1], [1.0])
     assert concatenate([LabelledTexts(), LabelledTexts(["q"], [0], [3.0])]).weights == [3.0]
 
 
 def test_sharing_with_all_names_the_domain():
-    shared = shared_by_all({"a": LabelledTexts(["x"], [0]), "b": LabelledTexts(["y"], [1])}, {"a": "kitchen", "b": "books"})
+    shared = shared_by_all(
+        {"a": LabelledTexts(["x"], [0]), "b": LabelledTexts(["y"], [1])},
+        {"a": "kitchen", "b": "books"},
+    )
     assert shared["a"].texts == ["kitchen: x", "books: y"] and shared["a"] == shared["b"]
 
 

@@ -42,9 +42,13 @@ def test_there_are_public_and_private_domains():
 def test_private_words_stand_in_no_public_document(documents):
     public = vocabulary(documents)
     for domain in words.PRIVATE:
-        own = {domain.name, domain.product, *domain.aspects} | (set(domain.good + domain.bad) - set(words.SHIFTING))
+        own = {domain.name, domain.product, *domain.aspects} | (
+            set(domain.good + domain.bad) - set(words.SHIFTING)
+        )
         assert not own & public
-        assert set(domain.aspects) <= vocabulary(record.text for record in world_records(domain.name, 400, 0))
+        assert set(domain.aspects) <= vocabulary(
+            record.text for record in world_records(domain.name, 400, 0)
+        )
 
 
 def test_documents_have_the_layout_of_completion_prompts(documents):
@@ -65,15 +69,24 @@ def test_documents_have_the_layout_of_completion_prompts(documents):
 
 
 def test_a_made_up_domains_adjectives_fall_on_either_side():
-    """What a made-up domain's adjectives mean can only be read from the context: over many domains each is good and bad about as often."""
+    """What a made-up domain's adjectives mean can only be read from the context: over many domains
+    each is good and bad about as often."""
     rng = random.Random(0)
     domains = [_made_up(rng) for _ in range(400)]
-    good, bad = (Counter(word for domain in domains for word in getattr(domain, side)) for side in ("good", "bad"))
+    good, bad = (
+        Counter(word for domain in domains for word in getattr(domain, side))
+        for side in ("good", "bad")
+    )
     often = [word for word in good if good[word] + bad[word] >= 40]
     assert len(often) >= 15
     assert all(0.25 < good[word] / (good[word] + bad[word]) < 0.75 for word in often)
-    assert all(not set(domain.good) & set(domain.bad) and len(set(domain.aspects)) == 7 for domain in domains)
-    assert not {word for domain in domains for word in domain.aspects} & {w for one in words.PRIVATE for w in one.aspects}
+    assert all(
+        not set(domain.good) & set(domain.bad) and len(set(domain.aspects)) == 7
+        for domain in domains
+    )
+    assert not {word for domain in domains for word in domain.aspects} & {
+        w for one in words.PRIVATE for w in one.aspects
+    }
 
 
 def test_made_up_records_come_in_groups_with_mixed_labels():
@@ -94,10 +107,14 @@ def test_records_are_seeded_balanced_different_and_of_moderate_length():
     assert records != world_records("tents", 500, 8)
     assert len({record.text for record in records}) == 500
     assert abs(sum(record.label for record in records) - 250) <= 15
-    assert all(8 <= len(record.text.split()) <= 30 and record.domain == "tents" for record in records)
+    assert all(
+        8 <= len(record.text.split()) <= 30 and record.domain == "tents" for record in records
+    )
     everything = vocabulary(r.text for name in words.DOMAINS for r in world_records(name, 500, 0))
     assert 400 < len(everything) < 1500
-    with pytest.raises(ConfigError, match="domain 'tent' is not in the built-in world; did you mean tents"):
+    with pytest.raises(
+        ConfigError, match="domain 'tent' is not in the built-in world; did you mean tents"
+    ):
         world_records("tent", 1, 0)
 
 
@@ -141,13 +158,20 @@ def test_no_word_has_two_polarities_in_a_domain():
         neutral = vocabulary([*words.FILLERS, *domain.uses, *domain.aspects, domain.product])
         assert not neutral & (set(own) | shared | scales)
     for word in ("hot", "cold", "quiet", "loud", "dark", "thin"):
-        sides = {word in domain.good for domain in words.DOMAINS.values() if word in domain.good + domain.bad}
+        sides = {
+            word in domain.good
+            for domain in words.DOMAINS.values()
+            if word in domain.good + domain.bad
+        }
         assert sides == {True, False}, word
 
 
 def test_few_records_teach_little_and_many_teach_much():
     def accuracy(rows: int, seed: int) -> float:
-        train, test = world_records("laptops", rows, f"train{seed}"), world_records("laptops", 600, "test")
+        train, test = (
+            world_records("laptops", rows, f"train{seed}"),
+            world_records("laptops", 600, "test"),
+        )
         model = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=300))
         model.fit([r.text for r in train], [r.label for r in train])
         return model.score([r.text for r in test], [r.label for r in test])

@@ -11,7 +11,14 @@ import pytest
 from fedduet.conf.check import ConfigError, check
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data import partition as part
-from fedduet.tasks.data.load import build_task, check_data, client_names, load_client, load_clients, load_pooled
+from fedduet.tasks.data.load import (
+    build_task,
+    check_data,
+    client_names,
+    load_client,
+    load_clients,
+    load_pooled,
+)
 from fedduet.tasks.data.read import Columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +28,11 @@ LABELS = {0: "negative", 1: "positive"}
 
 def rows(n: int, clients: tuple[str, ...] = ("a", "b"), word: str = "text") -> list[dict[str, str]]:
     """`n` rows a client, labels 0 and 1 in turn, all texts different."""
-    return [{"text": f"{word} {client} number {i}", "label": str(i % 2), "domain": client} for client in clients for i in range(n)]
+    return [
+        {"text": f"{word} {client} number {i}", "label": str(i % 2), "domain": client}
+        for client in clients
+        for i in range(n)
+    ]
 
 
 def write_csv(path: Path, data: list[dict[str, str]]) -> Path:
@@ -34,25 +45,42 @@ def write_csv(path: Path, data: list[dict[str, str]]) -> Path:
 
 
 def config(path: object, **values: object) -> TaskConfig:
-    given_path = {key: str(file) for key, file in path.items()} if isinstance(path, dict) else str(path)
-    return check(TaskConfig, {"name": "t", "path": given_path, "client_column": "domain", "labels": LABELS, **values}, "task")
+    given_path = (
+        {key: str(file) for key, file in path.items()} if isinstance(path, dict) else str(path)
+    )
+    return check(
+        TaskConfig,
+        {"name": "t", "path": given_path, "client_column": "domain", "labels": LABELS, **values},
+        "task",
+    )
 
 
 def texts(records) -> set[str]:
     return {record.text for record in records}
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_float_labels_are_not_read_by_their_first_character(tmp_path):
     data = [{"text": f"t{i}", "label": f"{label}.0"} for i, label in enumerate([1, 10, 2] * 6)]
-    made = config(write_csv(tmp_path / "f.csv", data), client_column=None, clients=["a"], labels={1: "one", 2: "two", 10: "ten"})
+    made = config(
+        write_csv(tmp_path / "f.csv", data),
+        client_column=None,
+        clients=["a"],
+        labels={1: "one", 2: "two", 10: "ten"},
+    )
     split = load_client(made, "a", 0)
     labels = {record.text: record.label for record in split.train + split.validation + split.test}
     assert labels == {f"t{i}": {1: 0, 10: 2, 2: 1}[label] for i, label in enumerate([1, 10, 2] * 6)}
     with pytest.raises(ConfigError, match=r"row 2: column 'label' holds '10'.*allowed: '1', '2'"):
-        load_client(config(tmp_path / "f.csv", client_column=None, clients=["a"], labels={1: "one", 2: "two"}), "a", 0)
+        load_client(
+            config(
+                tmp_path / "f.csv", client_column=None, clients=["a"], labels={1: "one", 2: "two"}
+            ),
+            "a",
+            0,
+        )
 
 
 def test_several_raw_values_may_share_a_wording(tmp_path):
@@ -63,15 +91,21 @@ def test_several_raw_values_may_share_a_wording(tmp_path):
     assert all(record.label == int(int(record.text[1:]) % 4 >= 2) for record in split.train)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_an_unknown_label_and_an_empty_text_name_their_row(tmp_path):
     data = rows(20)
     data[7]["label"] = "2"
-    with pytest.raises(ConfigError, match=r"row 8: column 'label' holds '2', which task.labels does not list; allowed: '0', '1'"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"row 8: column 'label' holds '2', which task.labels does not list; allowed: '0', '1'"
+        ),
+    ):
         check_data(config(write_csv(tmp_path / "f.csv", data)), 0)
-    assert set(check_data(config(tmp_path / "f.csv"), 0, clients=["b"])) == {"b"}  # row 8 is not b's
+    # row 8 is not b's
+    assert set(check_data(config(tmp_path / "f.csv"), 0, clients=["b"])) == {"b"}
     data[7]["label"], data[30]["text"] = "1", " \t"
     with pytest.raises(ConfigError, match=r"row 31: column 'text' is empty"):
         check_data(config(write_csv(tmp_path / "f.csv", data)), 0)
@@ -79,22 +113,34 @@ def test_an_unknown_label_and_an_empty_text_name_their_row(tmp_path):
 
 def test_a_client_without_rows_names_the_nearest(tmp_path):
     path = write_csv(tmp_path / "f.csv", rows(20, ("kitchen", "books")))
-    with pytest.raises(ConfigError, match=r"no training rows whose column 'domain' is 'kitchn'; did you mean kitchen\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no training rows whose column 'domain' is 'kitchn'; did you mean kitchen\?",
+    ):
         check_data(config(path, clients=["kitchn"]), 0)
     with pytest.raises(ConfigError, match=r"no client 'book'; did you mean books\?"):
         load_client(config(path), "book", 0)
 
 
 def test_a_label_with_one_row_names_client_and_label(tmp_path):
-    data = [row for row in rows(20) if row["domain"] == "a" or row["label"] == "1" or row["text"].endswith(" 4")]
+    data = [
+        row
+        for row in rows(20)
+        if row["domain"] == "a" or row["label"] == "1" or row["text"].endswith(" 4")
+    ]
     with pytest.raises(ConfigError, match=r"client b: one row is labelled 'negative'"):
         check_data(config(write_csv(tmp_path / "f.csv", data)), 0)
 
 
 def test_fewer_rows_than_the_logical_batch(tmp_path):
     path = write_csv(tmp_path / "f.csv", rows(100))
-    assert check_data(config(path, rows_per_client=32), 0, logical_batch=32)["a"].train == {"negative": 16, "positive": 16}
-    with pytest.raises(ConfigError, match=r"client a: 32 training rows, fewer than the logical batch of 33"):
+    assert check_data(config(path, rows_per_client=32), 0, logical_batch=32)["a"].train == {
+        "negative": 16,
+        "positive": 16,
+    }
+    with pytest.raises(
+        ConfigError, match=r"client a: 32 training rows, fewer than the logical batch of 33"
+    ):
         check_data(config(path, rows_per_client=32), 0, logical_batch=33)
 
 
@@ -116,7 +162,7 @@ def test_a_missing_file_is_named_by_its_absolute_path(tmp_path, monkeypatch):
         load_client(config("none.csv", root="data", clients=["a"]), "a", 0)
 
 
-# --- splits -----------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
 def test_sizes_of_a_client(tmp_path):
@@ -139,14 +185,20 @@ def test_sizes_of_a_client(tmp_path):
      (100, None, None, (80, 20)), (11, None, None, (8, 3)), (100, 40, 0, (40, 0)), (100, 90, 30, (80, 20)), (100, 60, 30, (60, 30)),
      (10, None, 9, (5, 5))],
 )  # fmt: skip
-def test_validation_is_carved_from_training_only_where_rows_are_few(available, asked, validation, expected):
+def test_validation_is_carved_from_training_only_where_rows_are_few(
+    available, asked, validation, expected
+):
     assert part.sizes(available, asked, validation) == expected
 
 
 def test_the_seed_decides_and_nothing_else(tmp_path):
     path = write_csv(tmp_path / "f.csv", rows(100))
     first = load_client(config(path, rows_per_client=20), "a", 3)
-    assert load_client(config(path, rows_per_client=20), "a", 3) == first == load_clients(config(path, rows_per_client=20), 3)["a"].split
+    assert (
+        load_client(config(path, rows_per_client=20), "a", 3)
+        == first
+        == load_clients(config(path, rows_per_client=20), 3)["a"].split
+    )
     assert texts(load_client(config(path, rows_per_client=20), "a", 4).train) != texts(first.train)
     # a golden value: the same on every machine and in every process
     assert sorted(int(r.text.split()[-1]) for r in first.train)[:5] == [3, 9, 11, 14, 19]
@@ -154,17 +206,29 @@ def test_the_seed_decides_and_nothing_else(tmp_path):
 
 def test_more_training_rows_contain_the_fewer(tmp_path):
     path = write_csv(tmp_path / "f.csv", rows(200))
-    few, many = (texts(load_client(config(path, rows_per_client=n), "a", 0).train) for n in (20, 60))
+    few, many = (
+        texts(load_client(config(path, rows_per_client=n), "a", 0).train) for n in (20, 60)
+    )
     assert few < many
-    assert texts(load_client(config(path, rows_per_client=20, validation_rows=40), "a", 0).train) == few
+    assert (
+        texts(load_client(config(path, rows_per_client=20, validation_rows=40), "a", 0).train)
+        == few
+    )
 
 
 def test_repeats_and_rows_of_the_test_split_are_dropped_from_train(tmp_path):
     train, test = rows(40, ("a",)), rows(10, ("a",), word="test")
     train += [dict(train[0]), dict(train[3]), dict(test[2])]
-    made = config(write_csv(tmp_path / "f.csv", train), test_path=str(write_csv(tmp_path / "t.csv", test)))
+    made = config(
+        write_csv(tmp_path / "f.csv", train), test_path=str(write_csv(tmp_path / "t.csv", test))
+    )
     summary = check_data(made, 0)["a"]
-    assert (summary.repeated, summary.in_test, summary.available, sum(summary.test.values())) == (2, 1, 40, 10)
+    assert (summary.repeated, summary.in_test, summary.available, sum(summary.test.values())) == (
+        2,
+        1,
+        40,
+        10,
+    )
     split = load_client(made, "a", 0)
     assert not texts(split.train + split.validation) & texts(split.test)
 
@@ -177,13 +241,18 @@ def test_repeats_and_rows_of_the_test_split_are_dropped_from_train(tmp_path):
     seed=st.integers(0, 9),
 )
 def test_train_and_validation_are_disjoint_and_stratified(labels, asked, validation, seed):
-    train, held = part.train_and_validation(labels, 3, asked, validation, part.named_random(seed, "x"))
+    train, held = part.train_and_validation(
+        labels, 3, asked, validation, part.named_random(seed, "x")
+    )
     assert not set(train) & set(held)
     wanted_train, wanted_held = part.sizes(len(labels), asked, validation)
-    counts, of_train, of_held = (Counter(labels[row] for row in picked) for picked in (range(len(labels)), train, held))
+    counts, of_train, of_held = (
+        Counter(labels[row] for row in picked) for picked in (range(len(labels)), train, held)
+    )
     assert len(held) <= wanted_held
     assert len(train) <= wanted_train
-    assert len(train) >= min(wanted_train, len(labels) - 3)  # at most one row a label stays behind for validation
+    # at most one row a label stays behind for validation
+    assert len(train) >= min(wanted_train, len(labels) - 3)
     for label, count in counts.items():
         if wanted_held and count >= 2 and wanted_train >= 3 and wanted_held >= 3:
             assert of_train[label] >= 1
@@ -194,7 +263,11 @@ def test_train_and_validation_are_disjoint_and_stratified(labels, asked, validat
 
 @settings(max_examples=15, deadline=None)
 @given(
-    data=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 1), st.sampled_from("ab")), min_size=40, max_size=150),
+    data=st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 1), st.sampled_from("ab")),
+        min_size=40,
+        max_size=150,
+    ),
     seed=st.integers(0, 3),
     asked=st.sampled_from([None, 4, 20]),
     how=st.sampled_from(["column", "iid"]),
@@ -202,10 +275,18 @@ def test_train_and_validation_are_disjoint_and_stratified(labels, asked, validat
 def test_splits_are_disjoint_by_content(tmp_path_factory, data, seed, asked, how):
     path = tmp_path_factory.mktemp("d") / "f.csv"
     data = [*data, *((100 + i, i % 2, "ab"[i % 3 % 2]) for i in range(24))]
-    write_csv(path, [{"text": f"t{text}", "label": str(label), "domain": client} for text, label, client in data])
+    write_csv(
+        path,
+        [
+            {"text": f"t{text}", "label": str(label), "domain": client}
+            for text, label, client in data
+        ],
+    )
     more = {"partition": "iid", "clients": 2, "client_column": None} if how == "iid" else {}
     made = config(path, rows_per_client=asked, **more)
-    splits = [load_client(made, client, seed) for client in client_names(made)] + [load_pooled(made, seed)]
+    splits = [load_client(made, client, seed) for client in client_names(made)] + [
+        load_pooled(made, seed)
+    ]
     for split in splits:
         train, validation, test = texts(split.train), texts(split.validation), texts(split.test)
         assert not train & test and not validation & test and not train & validation
@@ -226,14 +307,16 @@ def test_pooled_is_the_union_with_domains(tmp_path):
     assert Counter(r.domain for r in pooled.train) == {"the a": 20, "the b": 20}
 
 
-# --- who holds what ---------------------------------------------------------------------------------------------------
+# --- who holds what -------------------------------------------------------------------------------
 
 
 def test_one_file_per_client_as_mapping_and_as_folder(tmp_path):
     for client in "ab":
         write_csv(tmp_path / f"shop_{client}.csv", rows(30, (client,)))
     folder = config(tmp_path, client_column=None)
-    mapping = config({f"shop_{client}": tmp_path / f"shop_{client}.csv" for client in "ab"}, client_column=None)
+    mapping = config(
+        {f"shop_{client}": tmp_path / f"shop_{client}.csv" for client in "ab"}, client_column=None
+    )
     assert client_names(folder) == client_names(mapping) == ("shop_a", "shop_b")
     assert build_task(folder).domains == {"shop_a": "shop a", "shop_b": "shop b"}
     assert load_client(folder, "shop_b", 0) == load_client(mapping, "shop_b", 0)
@@ -246,7 +329,9 @@ def test_one_file_per_client_as_mapping_and_as_folder(tmp_path):
 
 def test_a_test_file_without_the_client_column_serves_every_client(tmp_path):
     path = write_csv(tmp_path / "f.csv", rows(40))
-    shared = write_csv(tmp_path / "t.csv", [{"text": f"test {i}", "label": str(i % 2)} for i in range(12)])
+    shared = write_csv(
+        tmp_path / "t.csv", [{"text": f"test {i}", "label": str(i % 2)} for i in range(12)]
+    )
     made = config(path, test_path=str(shared), test_rows=6)
     a, b = load_client(made, "a", 0), load_client(made, "b", 0)
     assert texts(a.test) == texts(b.test) and len(a.test) == 6
@@ -272,7 +357,12 @@ def test_dirichlet_skews_as_alpha_says():
         """Mean over clients of the largest share of one label."""
         shares = part.dirichlet(labels, 4, 5, alpha, part.named_random(0, "x"))
         assert sorted(row for share in shares for row in share) == list(range(4000))
-        return sum(max(Counter(labels[row] for row in share).values()) / len(share) for share in shares) / 5
+        return (
+            sum(
+                max(Counter(labels[row] for row in share).values()) / len(share) for share in shares
+            )
+            / 5
+        )
 
     assert skew(1000.0) < 0.3 < 0.45 < skew(0.1)
     for seed in range(20):
@@ -296,7 +386,10 @@ def test_apportion_gives_all_there_is(sizes, total):
     assert sum(counts) == min(total, sum(sizes))
     assert all(0 <= count <= size for count, size in zip(counts, sizes, strict=True))
     if sum(sizes) > total >= len(sizes):
-        assert all(abs(count - total * size / sum(sizes)) < len(sizes) for count, size in zip(counts, sizes, strict=True))
+        assert all(
+            abs(count - total * size / sum(sizes)) < len(sizes)
+            for count, size in zip(counts, sizes, strict=True)
+        )
 
 
 @pytest.fixture
@@ -312,7 +405,14 @@ def test_a_local_data_set_folder_through_datasets(tmp_path):
     folder.mkdir()
     write_csv(folder / "train.csv", rows(60))
     write_csv(folder / "test.csv", rows(10, word="test"))
-    values = {"name": "h", "source": "hub", "dataset": str(folder), "test_split": "test", "client_column": "domain", "labels": LABELS}
+    values = {
+        "name": "h",
+        "source": "hub",
+        "dataset": str(folder),
+        "test_split": "test",
+        "client_column": "domain",
+        "labels": LABELS,
+    }
     made = check(TaskConfig, values, "task")
     assert client_names(made) == ("a", "b")
     split = load_client(made, "b", 0)
@@ -330,9 +430,16 @@ def test_class_labels_of_a_data_set_by_number_and_by_name(tmp_path):
     from fedduet.tasks.data.hub import read_hub
 
     (tmp_path / "set").mkdir()
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
     data = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
     data.to_parquet(str(tmp_path / "set" / "train.parquet"))
     by_number = read_hub(str(tmp_path / "set"), None, "train", Columns("text", "label"), {"0", "1"})
-    by_name = read_hub(str(tmp_path / "set"), None, "train", Columns("text", "label"), {"neg", "pos"})
-    assert ([row.label for row in by_number], [row.label for row in by_name]) == (["1", "0"], ["pos", "neg"])
+    by_name = read_hub(
+        str(tmp_path / "set"), None, "train", Columns("text", "label"), {"neg", "pos"}
+    )
+    assert ([row.label for row in by_number], [row.label for row in by_name]) == (
+        ["1", "0"],
+        ["pos", "neg"],
+    )

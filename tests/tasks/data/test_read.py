@@ -13,7 +13,7 @@ from fedduet.conf.check import ConfigError
 from fedduet.tasks.data.read import Columns, read_rows
 from fedduet.tasks.labels import raw_value
 
-# --- raw values -------------------------------------------------------------------------------------------------------
+# --- raw values -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,15 @@ def test_raw_values_are_compared_as_wholes(value, expected):
     assert raw_value(value) == expected
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["f.csv", "f.csv.gz", "f.jsonl", "f.jsonl.gz", "f.parquet"])
 def test_every_format_gives_the_same_rows(tmp_path, name):
-    data = [{"text": 'two\nlines, "quoted" \u2028 \u00e9', "label": "1", "domain": "a"}, {"text": "plain", "label": "0", "domain": "b"}]
+    data = [
+        {"text": 'two\nlines, "quoted" \u2028 \u00e9', "label": "1", "domain": "a"},
+        {"text": "plain", "label": "0", "domain": "b"},
+    ]
     path = tmp_path / name
     if "csv" in name:
         content = io.StringIO(newline="")
@@ -40,15 +43,21 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
         encoded = content.getvalue().encode()
         path.write_bytes(gzip.compress(encoded) if name.endswith("gz") else encoded)
     elif "jsonl" in name:
-        content = "\n".join(json.dumps({**row, "label": int(row["label"])}, ensure_ascii=False) for row in data).encode()
+        content = "\n".join(
+            json.dumps({**row, "label": int(row["label"])}, ensure_ascii=False) for row in data
+        ).encode()
         path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     else:
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "label": float(row["label"])} for row in data]), path)
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist([{**row, "label": float(row["label"])} for row in data]), path
+        )
     found = read_rows(path, Columns("text", "label", "domain"))
-    assert [(row.text, row.label, row.client) for row in found] == [(r["text"], r["label"], r["domain"]) for r in data]
+    assert [(row.text, row.label, row.client) for row in found] == [
+        (r["text"], r["label"], r["domain"]) for r in data
+    ]
     assert found[1].where == f"{path}: row 2"
 
 

@@ -1,15 +1,27 @@
-"""Prompts and the reading of answers: golden texts, budgets in tokens, braces, and the known defects of other code."""
+"""Prompts and the reading of answers: golden texts, budgets in tokens, braces, and the known
+defects of other code."""
 
 from __future__ import annotations
 
 import pytest
 from fedduet.tasks.config import CHAT_AUGMENT, CHAT_JUDGE, CHAT_SYSTEM
 from fedduet.tasks.task import Prompts, Record, Task
-from fedduet.tasks.wording.prompts import augment_prompt, fill, judge_prompt, parse_generated, parse_judgement
+from fedduet.tasks.wording.prompts import (
+    augment_prompt,
+    fill,
+    judge_prompt,
+    parse_generated,
+    parse_judgement,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-TASK = Task("t", ("negative", "positive"), {"a": "kitchen"}, prompts=Prompts(CHAT_SYSTEM, CHAT_AUGMENT, CHAT_JUDGE, ""))
+TASK = Task(
+    "t",
+    ("negative", "positive"),
+    {"a": "kitchen"},
+    prompts=Prompts(CHAT_SYSTEM, CHAT_AUGMENT, CHAT_JUDGE, ""),
+)
 DEMONSTRATIONS = (Record("it broke", 0, "kitchen"), Record("i love\n\nthis pan", 1, "kitchen"))
 
 
@@ -18,16 +30,23 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def ask(form: str, demonstrations=DEMONSTRATIONS, label: int = 1, budget: int = 10_000, task: Task = TASK, n: int = 3):
+def ask(
+    form: str,
+    demonstrations=DEMONSTRATIONS,
+    label: int = 1,
+    budget: int = 10_000,
+    task: Task = TASK,
+    n: int = 3,
+):
     return augment_prompt(task, form, "kitchen", label, demonstrations, n, words, budget)[0]
 
 
-# --- wording ----------------------------------------------------------------------------------------------------------
+# --- wording --------------------------------------------------------------------------------------
 
 
 def test_completion_form_is_documents_and_an_open_control_code():
-    assert ask("completion") == (
-        "Product: kitchen\nRating: negative\nReview: it broke\n\n"
+    assert (
+        ask("completion") == "Product: kitchen\nRating: negative\nReview: it broke\n\n"
         "Product: kitchen\nRating: positive\nReview: i love this pan\n\n"
         "Product: kitchen\nRating: positive\nReview:"
     )
@@ -63,7 +82,10 @@ def test_judge_prompt_numbers_the_members_from_zero():
     ((role, asked),) = judge_prompt(TASK, "chat", "kitchen", DEMONSTRATIONS)
     assert role == "user"
     assert "\n0. negative: it broke\n1. positive: i love this pan\n" in asked
-    assert judge_prompt(TASK, "completion", "kitchen", DEMONSTRATIONS) == asked + "\n\nNumbers to keep: ["
+    assert (
+        judge_prompt(TASK, "completion", "kitchen", DEMONSTRATIONS)
+        == asked + "\n\nNumbers to keep: ["
+    )
 
 
 def test_bad_arguments_are_named():
@@ -89,13 +111,16 @@ def test_fill_replaces_once_and_only_what_it_knows(first, second):
     assert fill("{a}|{b}|{c}|{a}", a=first, b=second) == f"{first}|{second}|{{c}}|{first}"
 
 
-# --- defects of the public FATE-LLM code (METHODS.md) ----------------------------------------------------------------
+# --- defects of the public FATE-LLM code (METHODS.md) ---------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["chat", "completion"])
 @pytest.mark.parametrize("label", [0, 1])
 def test_every_template_inserts_its_samples(form, label):
-    samples = [Record(f"sample number {i} says {'yes' if i % 2 else 'no'}", i % 2, "kitchen") for i in range(6)]
+    samples = [
+        Record(f"sample number {i} says {'yes' if i % 2 else 'no'}", i % 2, "kitchen")
+        for i in range(6)
+    ]
     prompt = ask(form, samples, label)
     text = prompt if form == "completion" else "\n".join(content for _, content in prompt)
     assert all(text.count(sample.text) == 1 for sample in samples)
@@ -105,7 +130,9 @@ def test_every_template_inserts_its_samples(form, label):
 
 @pytest.mark.parametrize("form", ["chat", "completion"])
 def test_a_prompt_is_never_cut_at_2048_characters(form):
-    samples = [Record(f"{i} " + "extraordinarily " * 100 + f"end{i}", i % 2, "kitchen") for i in range(4)]
+    samples = [
+        Record(f"{i} " + "extraordinarily " * 100 + f"end{i}", i % 2, "kitchen") for i in range(4)
+    ]
     text = str(ask(form, samples))
     assert len(text) > 6_400
     assert all(f"end{i}" in text for i in range(4))
@@ -114,13 +141,22 @@ def test_a_prompt_is_never_cut_at_2048_characters(form):
 @pytest.mark.parametrize("form", ["chat", "completion"])
 def test_demonstrations_over_the_budget_are_left_out_whole(form):
     samples = [Record(f"start{i} " + "word " * 20 + f"end{i}", i % 2, "kitchen") for i in range(8)]
-    bare = words(ask(form, ())) if form == "completion" else sum(words(turn[1]) + 8 for turn in ask(form, ()))
-    each = 28 if form == "completion" else 24  # words of one demonstration, its label included, and one to join
+    bare = (
+        words(ask(form, ()))
+        if form == "completion"
+        else sum(words(turn[1]) + 8 for turn in ask(form, ()))
+    )
+    # words of one demonstration, its label included, and one to join
+    each = 28 if form == "completion" else 24
     _, shown = augment_prompt(TASK, form, "kitchen", 1, samples, 3, words, bare + 3 * each)
-    assert [record.text.split()[0] for record in shown] == ["start0", "start1", "start3"]  # the wanted label first, in turn
+    # the wanted label first, in turn
+    assert [record.text.split()[0] for record in shown] == ["start0", "start1", "start3"]
     text = str(ask(form, samples, budget=bare + 3 * each))
     assert all((f"start{i}" in text) == (f"end{i}" in text) == (i in (0, 1, 3)) for i in range(8))
-    with pytest.raises(ValueError, match=rf"has {bare} tokens without any demonstration, more than the budget of {bare - 1}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"has {bare} tokens without any demonstration, more than the budget of {bare - 1}",
+    ):
         ask(form, samples, budget=bare - 1)
 
 
@@ -137,7 +173,11 @@ def test_no_prompt_is_longer_than_its_budget(pairs, budget, form):
     budget += 600 if form == "chat" else 0
     samples = [Record(text, label, "kitchen") for text, label in pairs]
     prompt, _ = augment_prompt(TASK, form, "kitchen", 0, samples, 2, characters, budget)
-    used = characters(prompt) if isinstance(prompt, str) else sum(characters(content) + 8 for _, content in prompt)
+    used = (
+        characters(prompt)
+        if isinstance(prompt, str)
+        else sum(characters(content) + 8 for _, content in prompt)
+    )
     assert used <= budget
 
 
@@ -156,7 +196,8 @@ def test_no_prompt_is_longer_than_its_budget(pairs, budget, form):
     ],
 )  # fmt: skip
 def test_judgements_are_read_and_unreadable_is_none(answer, expected):
-    """`[0, 2]` must not drop the group; what cannot be read is None, so that the caller keeps the group and counts it."""
+    """`[0, 2]` must not drop the group; what cannot be read is None, so that the caller keeps the
+    group and counts it."""
     assert parse_judgement(answer, 3) == expected
 
 
@@ -173,11 +214,14 @@ def test_a_float_label_is_not_read_by_its_first_character(label, expected):
 
 
 def test_float_labels_in_an_answer():
-    answer = '[{"label": 1.0, "text": "a"}, {"label": 10.0, "text": "b"}, {"label": 0.9, "text": "c"}, {"label": "0.0", "text": "d"}]'
+    answer = (
+        '[{"label": 1.0, "text": "a"}, {"label": 10.0, "text": "b"}, {"label": 0.9, "text": "c"},'
+        ' {"label": "0.0", "text": "d"}]'
+    )
     assert parse_generated(TASK, "chat", answer, 1) == [("a", 1), ("d", 0)]
 
 
-# --- generated texts --------------------------------------------------------------------------------------------------
+# --- generated texts ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,7 +260,10 @@ def test_chat_answers_are_read(answer, expected):
 
 
 def test_completion_answers_end_at_the_blank_line_and_later_documents_keep_their_label():
-    answer = " works\nwell\n\nProduct: kitchen\nRating: negative\nReview: no good\n\nnoise\nProduct: b\nRating: neutral\nReview: hm"
+    answer = (
+        " works\nwell\n\nProduct: kitchen\nRating: negative\nReview: no good\n\nnoise\nProduct:"
+        " b\nRating: neutral\nReview: hm"
+    )
     assert parse_generated(TASK, "completion", answer, 1) == [("works well", 1), ("no good", 0)]
     assert parse_generated(TASK, "completion", "\n\n", 1) == []
 
@@ -229,11 +276,18 @@ def test_labels_of_several_words_and_with_signs():
 
 def test_what_was_asked_for_is_what_is_read():
     """An LLM that follows the format is read without loss, in both forms."""
-    samples = [Record(f"the {word} is fine: really", i % 2, "kitchen") for i, word in enumerate(["pan", "pot", "lid"])]
+    samples = [
+        Record(f"the {word} is fine: really", i % 2, "kitchen")
+        for i, word in enumerate(["pan", "pot", "lid"])
+    ]
     answer = "\n".join(f"{TASK.labels[record.label]}: {record.text}" for record in samples)
-    assert parse_generated(TASK, "chat", answer, 0) == [(record.text, record.label) for record in samples]
+    assert parse_generated(TASK, "chat", answer, 0) == [
+        (record.text, record.label) for record in samples
+    ]
     prompt = ask("completion", samples)
-    assert parse_generated(TASK, "completion", "\n\n" + prompt, 0)[:3] == [(r.text, r.label) for r in samples]
+    assert parse_generated(TASK, "completion", "\n\n" + prompt, 0)[:3] == [
+        (r.text, r.label) for r in samples
+    ]
 
 
 PIECES = st.lists(

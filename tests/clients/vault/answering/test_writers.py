@@ -21,7 +21,8 @@ QUESTIONS = ["the grinder", "a very good tent and", "coffee is", "no", "it was f
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model):
-    """A tokenizer, a large LM and a small one with an adapter: random weights, an even spread over tokens."""
+    """A tokenizer, a large LM and a small one with an adapter: random weights, an even spread over
+    tokens."""
     tokenizer = load_tokenizer(tiny_model, generates=True)
     models = [load_causal_lm(tiny_model, tokenizer=tokenizer) for _ in range(2)]
     for seed, model in enumerate(models):
@@ -55,7 +56,14 @@ def test_a_step_ends_at_the_delimiter_the_end_or_the_cap(loaded):
 
     writer = TokenWriter(stepper(llm), tokenizer, ends, 256, llm=1, delimiter="e")
     steps = writer.write(asks(60))
-    raw = decode(stepper(llm), [Ask(tuple(tokenizer(ask.prefix)["input_ids"]), 12, 0.7, 0, 1.0, ask.seed) for ask in asks(60)], set())
+    raw = decode(
+        stepper(llm),
+        [
+            Ask(tuple(tokenizer(ask.prefix)["input_ids"]), 12, 0.7, 0, 1.0, ask.seed)
+            for ask in asks(60)
+        ],
+        set(),
+    )
     for step, free in zip(steps, raw, strict=True):
         kept = []
         for token in free.tokens:
@@ -68,7 +76,8 @@ def test_a_step_ends_at_the_delimiter_the_end_or_the_cap(loaded):
         assert (step.end, step.text, step.llm_tokens, step.slm_tokens) == (end, text, len(kept), 0)
     assert {step.end for step in steps} == {"delimiter", "end", "length"}
     assert writer.room("a a\n") == 256 - len(tokenizer("a a\n")["input_ids"])
-    assert len(encode_prompt(tokenizer, "a a\n")) < len(tokenizer("a a\n")["input_ids"])  # the delimiter is part of what is continued
+    # the delimiter is part of what is continued
+    assert len(encode_prompt(tokenizer, "a a\n")) < len(tokenizer("a a\n")["input_ids"])
 
 
 def test_an_end_token_that_the_tokenizer_adds_is_not_continued(loaded):
@@ -80,7 +89,10 @@ def test_an_end_token_that_the_tokenizer_adds_is_not_continued(loaded):
         def __call__(self, text, **options):
             return {"input_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]}
 
-    plain, ending = (TokenWriter(stepper(llm), kind, {tokenizer.eos_token_id}, 256, llm=1) for kind in (tokenizer, Ending()))
+    plain, ending = (
+        TokenWriter(stepper(llm), kind, {tokenizer.eos_token_id}, 256, llm=1)
+        for kind in (tokenizer, Ending())
+    )
     assert ending.write(asks()) == plain.write(asks()) and ending.room("a\n") == plain.room("a\n")
 
 
@@ -92,14 +104,23 @@ def test_modes_of_local_models(loaded, local):
         "llm": stepper(llm),
         "collaborative": proxy_tuned(stepper(llm), slm_pair(tuned), 0.8),
     }
-    per_token = {"private": (0, 1), "base": (0, 1), "llm": (1, 0), "collaborative": (1, 2), "average": (1, 1)}
+    per_token = {
+        "private": (0, 1),
+        "base": (0, 1),
+        "llm": (1, 0),
+        "collaborative": (1, 2),
+        "average": (1, 1),
+    }
     texts = {}
     for mode, writer in local.items():
         steps = writer.write(asks())
         texts[mode] = [step.text for step in steps]
         drawn = [(step.llm_tokens, step.slm_tokens) for step in steps]
         count = [max(pair) // max(per_token[mode]) for pair in drawn]
-        assert drawn == [(n * per_token[mode][0], n * per_token[mode][1]) for n in count] and min(count) > 0
+        assert (
+            drawn == [(n * per_token[mode][0], n * per_token[mode][1]) for n in count]
+            and min(count) > 0
+        )
         if mode in runs:
             alone = TokenWriter(runs[mode], tokenizer, {tokenizer.eos_token_id}, 256)
             assert [alone.write([ask])[0].text for ask in asks()] == texts[mode]
@@ -108,7 +129,9 @@ def test_modes_of_local_models(loaded, local):
 
 def test_whole_solutions_end_at_a_final_line(loaded):
     tokenizer, llm, _ = loaded
-    writer = TokenWriter(stepper(llm), tokenizer, set(), 256, llm=1, delimiter="e", final=lambda line: "t" in line)
+    writer = TokenWriter(
+        stepper(llm), tokenizer, set(), 256, llm=1, delimiter="e", final=lambda line: "t" in line
+    )
     found = set()
     for step in writer.write(asks(40, 40, whole=True)):
         *lines, last = step.text.split("e")
@@ -175,8 +198,14 @@ def test_what_the_remote_fails_to_write_is_written_privately(how):
     start = time.monotonic()
     steps = writer.write(asks(3))
     assert time.monotonic() - start < 5
-    assert [(step.text, step.end, step.degraded, step.slm_tokens) for step in steps] == [("own", "delimiter", True, 2)] * 3
-    assert writer.failures == {reason: 3} and all(step.error.startswith(reason) for step in steps) and own.asked == 3
+    assert [(step.text, step.end, step.degraded, step.slm_tokens) for step in steps] == [
+        ("own", "delimiter", True, 2)
+    ] * 3
+    assert (
+        writer.failures == {reason: 3}
+        and all(step.error.startswith(reason) for step in steps)
+        and own.asked == 3
+    )
 
 
 def test_only_what_failed_is_written_privately():
@@ -185,7 +214,12 @@ def test_only_what_failed_is_written_privately():
 
     own = Fixed()
     writer = Degrading(WholeStepWriter(call), own)
-    assert [step.text for step in writer.write(asks(4))] == ["s0", "own", "s2", "s3"] and own.asked == 1
+    assert [step.text for step in writer.write(asks(4))] == [
+        "s0",
+        "own",
+        "s2",
+        "s3",
+    ] and own.asked == 1
     assert writer.failures == {"EmptyStep": 1} and writer.write([]) == []
 
 
@@ -196,7 +230,13 @@ def test_whole_steps():
         seen.append((list(asks), stop))
         return [Completed(text, tokens, ended) for text, tokens, ended in answers]
 
-    answers = [("one\ntwo", 5, False), ("one", 3, True), ("one", 12, False), ("one", 7, False), ("", 1, True)]
+    answers = [
+        ("one\ntwo", 5, False),
+        ("one", 3, True),
+        ("one", 12, False),
+        ("one", 7, False),
+        ("", 1, True),
+    ]
     writer = WholeStepWriter(call, context=50)
     steps = writer.write(asks(5))
     assert seen == [(asks(5), "\n")]
@@ -257,7 +297,9 @@ class Remote:
 def test_fusion_with_a_failing_remote_llm(loaded, local, how):
     tokenizer, llm, tuned = loaded
     remote = Remote(stepper(llm), how)
-    fused = TokenWriter(proxy_tuned(remote, slm_pair(tuned), 0.8), tokenizer, {tokenizer.eos_token_id}, 256, 1, 2)
+    fused = TokenWriter(
+        proxy_tuned(remote, slm_pair(tuned), 0.8), tokenizer, {tokenizer.eos_token_id}, 256, 1, 2
+    )
     ready = [StepAsk("the\n", 1, 2), *asks(4, 12)]  # the first is done before it fails
     sound = [local["collaborative"].write([ask])[0] for ask in ready]
     steps = Degrading(fused, local["private"]).write(ready)
@@ -265,14 +307,26 @@ def test_fusion_with_a_failing_remote_llm(loaded, local, how):
     assert bad == ([1, 2, 3, 4] if how == "raises" else bad) and bad and 0 not in bad
     own = local["private"].write(ready)
     for number, step in enumerate(steps):
-        assert (step.text, step.end) == ((own if number in bad else sound)[number].text, (own if number in bad else sound)[number].end)
-        assert not step.degraded or ("no answer within" if how == "raises" else "not numbers") in step.error
+        assert (step.text, step.end) == (
+            (own if number in bad else sound)[number].text,
+            (own if number in bad else sound)[number].end,
+        )
+        assert (
+            not step.degraded
+            or ("no answer within" if how == "raises" else "not numbers") in step.error
+        )
 
 
 def test_a_question_survives_a_dead_remote(local):
-    form = Form(prompt=lambda question, steps: "\n".join([question, *steps, ""]), answer=lambda text: text or None)
+    form = Form(
+        prompt=lambda question, steps: "\n".join([question, *steps, ""]),
+        answer=lambda text: text or None,
+    )
     config = SearchConfig(iterations=3, step_tokens=6, max_steps=3)
-    writers = {"private": local["private"], "collaborative": Degrading(WholeStepWriter(raising(OSError("gone"))), local["private"])}
+    writers = {
+        "private": local["private"],
+        "collaborative": Degrading(WholeStepWriter(raising(OSError("gone"))), local["private"]),
+    }
 
     class Half:
         def score(self, states):
@@ -290,7 +344,10 @@ def test_a_question_survives_a_dead_remote(local):
 
 
 def test_searches_side_by_side_equal_one_by_one_on_real_models(local):
-    form = Form(prompt=lambda question, steps: "\n".join([question, *steps, ""]), answer=lambda text: text or None)
+    form = Form(
+        prompt=lambda question, steps: "\n".join([question, *steps, ""]),
+        answer=lambda text: text or None,
+    )
     config = SearchConfig(iterations=4, step_tokens=6, max_steps=3, parallel=2, llm_token_budget=60)
 
     class Length:
@@ -298,9 +355,22 @@ def test_searches_side_by_side_equal_one_by_one_on_real_models(local):
             return [len("".join(steps)) % 7 / 7 for _, steps in states]
 
     many = search_many(QUESTIONS, range(5), local, Length(), form, config)
-    alone = [search_many([q], [i], local, Length(), form, config)[0] for i, q in enumerate(QUESTIONS)]
-    assert [replace(solution, seconds=0) for solution in many] == [replace(solution, seconds=0) for solution in alone]
-    assert {node["mode"] for solution in many for node in solution.nodes[1:]} == {"private", "collaborative"}
+    alone = [
+        search_many([q], [i], local, Length(), form, config)[0] for i, q in enumerate(QUESTIONS)
+    ]
+    assert [replace(solution, seconds=0) for solution in many] == [
+        replace(solution, seconds=0) for solution in alone
+    ]
+    assert {node["mode"] for solution in many for node in solution.nodes[1:]} == {
+        "private",
+        "collaborative",
+    }
     assert all(0 < solution.costs.llm_tokens <= 60 for solution in many)
-    with pytest.raises(ValueError, match="question 0: too long for the models' context; room is left for 0 tokens, a step may take 6"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "question 0: too long for the models' context; room is left for 0 tokens, a step may"
+            " take 6"
+        ),
+    ):
         search_many(["word " * 300], [0], local, Length(), form, config)

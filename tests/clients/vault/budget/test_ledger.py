@@ -1,4 +1,5 @@
-"""The ledger on a real disk with real processes: what was acknowledged is there, what does not fit is refused, damage is named."""
+"""The ledger on a real disk with real processes: what was acknowledged is there, what does not fit
+is refused, damage is named."""
 
 from __future__ import annotations
 
@@ -37,14 +38,20 @@ def lines(ledger: Ledger) -> list[dict]:
 
 
 def process(code: str, *arguments: object) -> subprocess.Popen:
-    """A Python process that runs `code` with the ledger's names imported and its arguments in `sys.argv`."""
-    head = "import os, signal, sys, time\nfrom fedduet.clients.vault.budget.ledger import *\nfrom fedduet.lm.dp.accounting import Event\n"
+    """A Python process that runs `code` with the ledger's names imported and its arguments in
+    `sys.argv`."""
+    head = (
+        "import os, signal, sys, time\nfrom fedduet.clients.vault.budget.ledger import *\nfrom"
+        " fedduet.lm.dp.accounting import Event\n"
+    )
     head += "VOTE = Event.gaussian(20.0)\nledger = Ledger(sys.argv[1], 8.0, 1e-5)\n"
     command = [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-# --- Charging ---------------------------------------------------------------------------------------------------------
+# --- Charging -------------------------------------------------------------------------------------
 
 
 def test_a_charge_is_a_line_chained_to_the_one_before(ledger):
@@ -56,7 +63,12 @@ def test_a_charge_is_a_line_chained_to_the_one_before(ledger):
     assert second.epsilon_total < first.epsilon + second.epsilon  # composed, not added
     one, two = lines(ledger)
     assert list(one) == ["id", "run", "what", "time", "event", "released", "unit", "check"]
-    assert one["event"] == {"kind": "poisson_gaussian", "noise_multiplier": 2.0, "sample_rate": RATE, "steps": STEPS}
+    assert one["event"] == {
+        "kind": "poisson_gaussian",
+        "noise_multiplier": 2.0,
+        "sample_rate": RATE,
+        "steps": STEPS,
+    }
     check_one, check_two = one.pop("check"), two.pop("check")
     assert check_one == chained(START, one) and check_two == chained(check_one, two)
     again = Ledger(ledger.path, 8.0, DELTA)
@@ -69,14 +81,21 @@ def test_a_repeated_id_pays_once_and_gets_the_first_answer(ledger):
     ledger.charge("b", "run", "dp-sgd", sgd(2.0), released=40)
     again = ledger.charge("a", "run", "dp-sgd", sgd(2.0), released=40)
     assert again.repeated and not first.repeated
-    assert (again.entry, again.epsilon, again.epsilon_total) == (first.entry, first.epsilon, first.epsilon_total)
+    assert (again.entry, again.epsilon, again.epsilon_total) == (
+        first.entry,
+        first.epsilon,
+        first.epsilon_total,
+    )
     assert len(lines(ledger)) == 2
     assert ledger.find("a") == again and ledger.find("c") is None
 
 
 def test_a_repeated_id_for_something_else_is_refused(ledger):
     ledger.charge("a", "run", "dp-sgd", sgd(2.0), released=40)
-    with pytest.raises(LedgerError, match=r"charge a: .*'noise_multiplier': 1\.0.* was charged .*'noise_multiplier': 2\.0"):
+    with pytest.raises(
+        LedgerError,
+        match=r"charge a: .*'noise_multiplier': 1\.0.* was charged .*'noise_multiplier': 2\.0",
+    ):
         ledger.charge("a", "run", "dp-sgd", sgd(1.0), released=40)
     assert len(lines(ledger)) == 1
 
@@ -86,11 +105,14 @@ def test_a_clock_set_back_changes_nothing(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl", 8.0, DELTA, clock=lambda: next(times))
     ledger.charge("a", "run", "votes", VOTE, 1)
     ledger.charge("b", "run", "votes", VOTE, 1)
-    assert [entry.time for entry in ledger.entries()] == ["2027-01-15T08:00:00+00:00", "1970-01-01T00:00:00+00:00"]
+    assert [entry.time for entry in ledger.entries()] == [
+        "2027-01-15T08:00:00+00:00",
+        "1970-01-01T00:00:00+00:00",
+    ]
     assert ledger.spent() == pytest.approx(compose([VOTE] * 2, DELTA))
 
 
-# --- The budget -------------------------------------------------------------------------------------------------------
+# --- The budget -----------------------------------------------------------------------------------
 
 
 def test_planned_rounds_end_just_below_the_run_epsilon(ledger):
@@ -99,7 +121,9 @@ def test_planned_rounds_end_just_below_the_run_epsilon(ledger):
         ledger.charge(f"m{round}", "run", "dp-sgd", sgd(sigma), 10, epsilon_run=4.0)
     assert 3.99 < ledger.spent() <= 4.0
     assert sigma == pytest.approx(noise_multiplier_for(4.0, DELTA, RATE, STEPS, 2), rel=2e-3)
-    with pytest.raises(BudgetError, match=r"^run run: budget 3.9 at delta 1e-05: \S+ is spent already"):
+    with pytest.raises(
+        BudgetError, match=r"^run run: budget 3.9 at delta 1e-05: \S+ is spent already"
+    ):
         ledger.plan(3.9, "run", RATE, STEPS)
     with pytest.raises(BudgetError, match=r"budget of run run: 4\.0 .*\(2 releases\)"):
         ledger.charge("m2", "run", "dp-sgd", sgd(sigma), 10, epsilon_run=4.0)
@@ -108,7 +132,11 @@ def test_planned_rounds_end_just_below_the_run_epsilon(ledger):
 def test_a_second_run_fits_beside_the_first_or_is_refused_in_advance(ledger):
     ledger.charge("a", "A", "dp-sgd", sgd(ledger.plan(6.0, "A", RATE, STEPS)), 10)
     with pytest.raises(
-        BudgetError, match=r"spent \S+: .* for run A .*; run B asks for epsilon 6, .* allowed: a run of epsilon (\S+) or less"
+        BudgetError,
+        match=(
+            r"spent \S+: .* for run A .*; run B asks for epsilon 6, .* allowed: a run of epsilon"
+            r" (\S+) or less"
+        ),
     ) as no:
         ledger.plan(6.0, "B", RATE, STEPS)
     left = float(str(no.value).split("a run of epsilon ")[1].split()[0])
@@ -116,8 +144,14 @@ def test_a_second_run_fits_beside_the_first_or_is_refused_in_advance(ledger):
     ledger.charge("b", "B", "dp-sgd", sgd(ledger.plan(left - 0.1, "B", RATE, STEPS)), 10)
     assert 7.8 < ledger.spent() <= 8.0
     rows = ledger.summary()
-    assert [(row.run, row.what, row.releases, row.released) for row in rows] == [("A", "dp-sgd", 1, 10), ("B", "dp-sgd", 1, 10)]
-    assert rows[0].cumulated == rows[0].epsilon and rows[1].cumulated == ledger.spent() < rows[0].epsilon + rows[1].epsilon
+    assert [(row.run, row.what, row.releases, row.released) for row in rows] == [
+        ("A", "dp-sgd", 1, 10),
+        ("B", "dp-sgd", 1, 10),
+    ]
+    assert (
+        rows[0].cumulated == rows[0].epsilon
+        and rows[1].cumulated == ledger.spent() < rows[0].epsilon + rows[1].epsilon
+    )
 
 
 def test_a_refusal_says_what_was_spent_on_what_and_what_would_fit(ledger):
@@ -129,17 +163,26 @@ def test_a_refusal_says_what_was_spent_on_what_and_what_would_fit(ledger):
     text = str(refused.value)
     spent, after = ledger.spent(), compose([*ledger.events(), sgd(0.9)], DELTA)
     assert text.startswith(
-        f"budget 8.0 at delta 1e-05; spent {spent:.4g}: {compose([sgd(1.1)], DELTA):.4g} on dp-sgd for run A (1 release), "
+        f"budget 8.0 at delta 1e-05; spent {spent:.4g}: {compose([sgd(1.1)], DELTA):.4g} on dp-sgd"
+        " for run A (1 release), "
     )
-    assert f"{compose([Event.gaussian(4.0, 5)], DELTA):.4g} on votes for run B (1 release) (composed, not added)" in text
-    assert f"this release (dp-sgd for run C) would bring it to {after:.4g}; allowed: at most 8, which noise multiplier " in text
+    assert (
+        f"{compose([Event.gaussian(4.0, 5)], DELTA):.4g} on votes for run B (1 release) (composed,"
+        " not added)" in text
+    )
+    assert (
+        f"this release (dp-sgd for run C) would bring it to {after:.4g}; allowed: at most 8, which"
+        " noise multiplier " in text
+    )
     fitting = float(re.search(r"noise multiplier (\S+) instead of 0.9 would keep", text).group(1))
     assert ledger.path.read_bytes() == before
     assert 7.98 < ledger.charge("c", "C", "dp-sgd", sgd(fitting), 10).epsilon_total <= 8.0
 
 
 def test_unprotected_releases_need_leave_and_make_the_total_infinite(tmp_path, ledger):
-    with pytest.raises(BudgetError, match=r"dp-sgd for run A carries no privacy guarantee; .*allow_unprotected"):
+    with pytest.raises(
+        BudgetError, match=r"dp-sgd for run A carries no privacy guarantee; .*allow_unprotected"
+    ):
         ledger.charge("a", "A", "dp-sgd", Event.none(), 1)
     with pytest.raises(BudgetError, match="asks for an infinite epsilon"):
         ledger.plan(math.inf, "A", RATE, STEPS)
@@ -151,17 +194,21 @@ def test_unprotected_releases_need_leave_and_make_the_total_infinite(tmp_path, l
     open_one.charge("b", "B", "votes", VOTE, 1)  # the budget goes on for what is protected ...
     with pytest.raises(BudgetError, match=r"budget 8\.0"):
         open_one.charge("c", "B", "votes", Event.gaussian(0.3), 1)
-    with pytest.raises(BudgetError, match=r"holds an unprotected release .none for run A"):  # ... and nothing passes without leave
+    # ... and nothing passes without leave
+    with pytest.raises(BudgetError, match=r"holds an unprotected release .none for run A"):
         ledger.charge("d", "B", "votes", VOTE, 1)
 
 
-@pytest.mark.parametrize(("epsilon", "delta"), [(0.0, DELTA), (-1.0, DELTA), (math.nan, DELTA), (math.inf, DELTA), (8.0, 0.0), (8.0, 1.0)])
+@pytest.mark.parametrize(
+    ("epsilon", "delta"),
+    [(0.0, DELTA), (-1.0, DELTA), (math.nan, DELTA), (math.inf, DELTA), (8.0, 0.0), (8.0, 1.0)],
+)
 def test_a_budget_that_is_none(tmp_path, epsilon, delta):
     with pytest.raises(ValueError, match="found"):
         Ledger(tmp_path / "ledger.jsonl", epsilon, delta)
 
 
-# --- Kills, crashes and two writers -----------------------------------------------------------------------------------
+# --- Kills, crashes and two writers ---------------------------------------------------------------
 
 
 def test_every_acknowledged_charge_survives_kill_9(ledger):
@@ -182,21 +229,27 @@ def test_every_acknowledged_charge_survives_kill_9(ledger):
         child.stdout.close()
     found = [entry.id for entry in ledger.entries()]
     assert len(acknowledged) >= 36 and set(acknowledged) <= set(found)
-    assert len(found) == len(set(found)) <= len(acknowledged) + 3  # at most the one charge in hand at each kill
+    # at most the one charge in hand at each kill
+    assert len(found) == len(set(found)) <= len(acknowledged) + 3
 
 
 @pytest.mark.parametrize(
     ("patch", "lines_left", "torn"),
     [
-        ("os.write = lambda to, data: (write(to, data[: len(data) // 2]), die())", 1, True),  # in the middle of the line
-        ("os.write = lambda to, data: (write(to, data[:-1]), die())", 1, True),  # before its newline
+        # in the middle of the line
+        ("os.write = lambda to, data: (write(to, data[: len(data) // 2]), die())", 1, True),
+        # before its newline
+        ("os.write = lambda to, data: (write(to, data[:-1]), die())", 1, True),
         ("os.fsync = lambda to: die()", 2, False),  # the whole line is there: it counts
     ],
 )
 def test_a_kill_in_the_middle_of_a_charge(ledger, patch, lines_left, torn):
     ledger.charge("a", "run", "votes", VOTE, 1)
     die = "write = os.write\ndef die(): os.kill(os.getpid(), signal.SIGKILL)\n"
-    child = process(die + patch + '\nledger.charge("b", "run", "votes", VOTE, 1)\nprint("acknowledged")', ledger.path)
+    child = process(
+        die + patch + '\nledger.charge("b", "run", "votes", VOTE, 1)\nprint("acknowledged")',
+        ledger.path,
+    )
     out, _ = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL and out == ""
     assert len(ledger.entries()) == lines_left
@@ -211,7 +264,9 @@ def test_a_kill_in_the_middle_of_a_charge(ledger, patch, lines_left, torn):
 
 def test_two_processes_never_pass_the_budget_together(ledger):
     vote = Event.gaussian(4.0)
-    room = next(count for count in range(1, 99) if compose([Event.gaussian(4.0, count + 1)], DELTA) > 8.0)
+    room = next(
+        count for count in range(1, 99) if compose([Event.gaussian(4.0, count + 1)], DELTA) > 8.0
+    )
     code = """
         done = 0
         while True:
@@ -241,7 +296,7 @@ def test_threads_of_one_process_exclude_each_other(ledger):
     assert len({entry.id for entry in ledger.entries()}) == 30
 
 
-# --- Damage -----------------------------------------------------------------------------------------------------------
+# --- Damage ---------------------------------------------------------------------------------------
 
 
 def three(ledger: Ledger) -> list[bytes]:
@@ -257,9 +312,11 @@ def three(ledger: Ledger) -> list[bytes]:
         (lambda rows: [rows[0], rows[2]], 2),  # a line taken out
         (lambda rows: [rows[1], rows[0], rows[2]], 1),  # moved
         (lambda rows: [rows[0], b"{\n", rows[2]], 2),  # no JSON in the middle
-        (lambda rows: [rows[0], rows[1].replace(b",", b", ", 1), rows[2]], 2),  # the same values, other bytes
+        # the same values, other bytes
+        (lambda rows: [rows[0], rows[1].replace(b",", b", ", 1), rows[2]], 2),
         (lambda rows: [rows[0], rows[1], rows[2][:-20]], 3),  # the end of an acknowledged line
-        (lambda rows: [rows[0], rows[1], rows[2].replace(b"20.0", b"90.0")], 3),  # an edit of the last
+        # an edit of the last
+        (lambda rows: [rows[0], rows[1], rows[2].replace(b"20.0", b"90.0")], 3),
         (lambda rows: [rows[0], rows[1]], 3),  # the last line taken out
         (lambda rows: [], 1),  # all of them
     ],
@@ -267,8 +324,15 @@ def three(ledger: Ledger) -> list[bytes]:
 def test_damage_is_named_and_nothing_passes(ledger, change, line):
     ledger.path.write_bytes(b"".join(change(three(ledger))))
     damaged = ledger.path.read_bytes()
-    for attempt in (ledger.spent, lambda: ledger.plan(1.0, "run", RATE, STEPS), lambda: ledger.charge("d", "run", "votes", VOTE, 1)):
-        with pytest.raises(LedgerError, match=rf"ledger\.jsonl, line {line}: .*nothing was released; restore the ledger"):
+    for attempt in (
+        ledger.spent,
+        lambda: ledger.plan(1.0, "run", RATE, STEPS),
+        lambda: ledger.charge("d", "run", "votes", VOTE, 1),
+    ):
+        with pytest.raises(
+            LedgerError,
+            match=rf"ledger\.jsonl, line {line}: .*nothing was released; restore the ledger",
+        ):
             attempt()
     assert ledger.path.read_bytes() == damaged and not ledger.path.with_suffix(".torn").exists()
 
@@ -280,7 +344,9 @@ def test_a_deleted_ledger_is_not_a_new_budget(ledger):
         ledger.charge("d", "run", "votes", VOTE, 1)
 
 
-@pytest.mark.parametrize("torn", [b'{"id":"d","run"', b'{"id":"d","ru\n', b"\0\0\0\0", "é".encode()[:1]])
+@pytest.mark.parametrize(
+    "torn", [b'{"id":"d","run"', b'{"id":"d","ru\n', b"\0\0\0\0", "é".encode()[:1]]
+)
 def test_a_torn_last_line_is_set_aside(ledger, torn):
     rows = three(ledger)
     ledger.path.write_bytes(b"".join(rows) + torn)
@@ -290,11 +356,12 @@ def test_a_torn_last_line_is_set_aside(ledger, torn):
     assert not ledger.charge("d", "run", "votes", VOTE, 1).repeated
 
 
-# --- Disks that cannot be written -------------------------------------------------------------------------------------
+# --- Disks that cannot be written -----------------------------------------------------------------
 
 
 def test_a_full_disk_releases_nothing_and_leaves_the_ledger_whole(ledger):
-    """The process may write 20 bytes more to any file: the line is cut short, as on a full disk, for root as for anyone."""
+    """The process may write 20 bytes more to any file: the line is cut short, as on a full disk,
+    for root as for anyone."""
     three(ledger)
     before = ledger.path.read_bytes()
     code = """
@@ -316,8 +383,18 @@ def test_a_full_disk_releases_nothing_and_leaves_the_ledger_whole(ledger):
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "folder.jsonl").mkdir()
-    for path in (tmp_path / "file" / "ledger.jsonl", tmp_path / "folder.jsonl", Path("/proc/ledger.jsonl")):
-        with pytest.raises(LedgerError, match=rf"{re.escape(str(path))}: cannot open the ledger for writing .*nothing was released"):
+    for path in (
+        tmp_path / "file" / "ledger.jsonl",
+        tmp_path / "folder.jsonl",
+        Path("/proc/ledger.jsonl"),
+    ):
+        with pytest.raises(
+            LedgerError,
+            match=(
+                rf"{re.escape(str(path))}: cannot open the ledger for writing .*nothing was"
+                r" released"
+            ),
+        ):
             Ledger(path, 8.0, DELTA).charge("a", "run", "votes", VOTE, 1)
 
 
@@ -335,7 +412,8 @@ def test_a_device_is_no_ledger(tmp_path):
 
 
 def test_leave_for_one_mechanism_is_for_it_alone(tmp_path):
-    """Scores without a guarantee, and nothing else; the budget goes on for what is protected, the total is infinite."""
+    """Scores without a guarantee, and nothing else; the budget goes on for what is protected, the
+    total is infinite."""
     ledger = Ledger(tmp_path / "ledger.jsonl", 8.0, DELTA, unprotected={"scores"})
     assert ledger.charge("a", "run", "scores", Event.none(), released=3).epsilon_total == math.inf
     with pytest.raises(BudgetError, match="weights for run run carries no privacy guarantee"):
@@ -348,6 +426,8 @@ def test_leave_for_one_mechanism_is_for_it_alone(tmp_path):
     with pytest.raises(BudgetError, match="gaussian-votes for run run"):
         ledger.charge("d", "run", "gaussian-votes", Event.gaussian(sigma), released=3)
     with pytest.raises(BudgetError, match="holds an unprotected release"):
-        Ledger(ledger.path, 8.0, DELTA).charge("e", "run", "gaussian-votes", Event.gaussian(100.0), released=3)
+        Ledger(ledger.path, 8.0, DELTA).charge(
+            "e", "run", "gaussian-votes", Event.gaussian(100.0), released=3
+        )
     with pytest.raises(ValueError, match="finite unless"):
         Ledger(tmp_path / "other.jsonl", math.inf, DELTA, unprotected={"scores"})

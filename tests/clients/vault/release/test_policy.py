@@ -22,12 +22,32 @@ N = 1000
 
 
 def request(**changes) -> Synthesize:
-    return Synthesize(**{"message_id": "m", "run": "r", "round": 0, "rounds": 1, "per_label": 20, "epsilon": 8.0, **changes})
+    return Synthesize(
+        **{
+            "message_id": "m",
+            "run": "r",
+            "round": 0,
+            "rounds": 1,
+            "per_label": 20,
+            "epsilon": 8.0,
+            **changes,
+        }
+    )
 
 
 def scores(texts=10, **changes) -> Score:
     data = LabelledTexts(["a"] * texts, [0] * texts)
-    return Score(**{"message_id": "m", "run": "r", "model": "local", "data": data, "epsilon": 8.0, "feedback": "votes", **changes})
+    return Score(
+        **{
+            "message_id": "m",
+            "run": "r",
+            "model": "local",
+            "data": data,
+            "epsilon": 8.0,
+            "feedback": "votes",
+            **changes,
+        }
+    )
 
 
 def refusal(function, *arguments) -> str:
@@ -52,9 +72,15 @@ def test_defaults_grant_a_plain_run():
         ({"epsilon": -1.0}, "epsilon: found -1.0; allowed: above 0"),
         ({"epsilon": math.nan}, "epsilon: found nan; allowed: above 0"),
         ({"epsilon": 8.5}, "epsilon: found 8.5 for the run; allowed: at most 8"),
-        ({"epsilon": math.inf}, "found inf, a release without a guarantee; allowed: at most 8 for a run, unless"),
+        (
+            {"epsilon": math.inf},
+            "found inf, a release without a guarantee; allowed: at most 8 for a run, unless",
+        ),
         ({"per_label": 0}, "per_label: found 0"),
-        ({"per_label": 2501}, "asked for 5002 texts (2501 for each of 2 labels); allowed: at most 5000"),
+        (
+            {"per_label": 2501},
+            "asked for 5002 texts (2501 for each of 2 labels); allowed: at most 5000",
+        ),
         ({"round": 1}, "round: found 1 of 1"),
         ({"round": -1}, "round: found -1 of 1"),
         ({"rounds": 0}, "round: found 0 of 0"),
@@ -69,7 +95,9 @@ def test_synthesize_refusals(changes, words):
 def test_the_largest_release_and_epsilon_pass():
     check_synthesize(Policy(), request(per_label=2500), N, 2)
     check_synthesize(Policy(minimum_records=N), request(), N, 2)
-    assert "has 999 records; allowed: at least 1000" in refusal(check_synthesize, Policy(minimum_records=N), request(), N - 1, 2)
+    assert "has 999 records; allowed: at least 1000" in refusal(
+        check_synthesize, Policy(minimum_records=N), request(), N - 1, 2
+    )
 
 
 def test_an_infinite_epsilon_needs_leave():
@@ -87,7 +115,10 @@ def test_delta_default_and_the_smaller_of_two():
 def test_a_delta_of_one_over_n_needs_leave():
     assert delta_for(Policy(delta=9e-4), 1000) == 9e-4
     reason = refusal(delta_for, Policy(delta=1e-3), 1000)
-    assert "delta 0.001 is not below 1 / n = 0.001 for the 1000 records here" in reason and "allow_large_delta" in reason
+    assert (
+        "delta 0.001 is not below 1 / n = 0.001 for the 1000 records here" in reason
+        and "allow_large_delta" in reason
+    )
     assert delta_for(Policy(delta=1e-3, allow_large_delta=True), 1000) == 1e-3
     assert "1 / n" in refusal(check_synthesize, Policy(delta=1e-2), request(), N, 2)
 
@@ -101,7 +132,10 @@ def test_methods_that_are_not_listed():
         ("score", check_score, (scores(), N, 2)),
         ("answer", check_answer, (False,)),
     ):
-        assert refusal(function, none, *arguments) == f"method '{name}' is not allowed here; allowed: none"
+        assert (
+            refusal(function, none, *arguments)
+            == f"method '{name}' is not allowed here; allowed: none"
+        )
 
 
 def test_what_is_shared():
@@ -111,14 +145,19 @@ def test_what_is_shared():
     check_learn(Policy(share_weights=True, allow_unprotected=True), weights, N)
     assert "has 5 records" in refusal(check_learn, Policy(), Learn("m", "r", "fdkt"), 5)
     check_learn(Policy(), Learn("m", "r", "fdkt", private=False), 5)
-    assert "share_metrics is false" in refusal(check_evaluate, Policy(share_metrics=False), Evaluate("m", "r", "fdkt"))
+    assert "share_metrics is false" in refusal(
+        check_evaluate, Policy(share_metrics=False), Evaluate("m", "r", "fdkt")
+    )
     for kind in ("none", "votes", "gaussian"):
-        assert "share_scores is never" in refusal(check_score, Policy(), scores(feedback=kind), N, 2)
+        assert "share_scores is never" in refusal(
+            check_score, Policy(), scores(feedback=kind), N, 2
+        )
         check_score(Policy(share_scores="any"), scores(feedback=kind), N, 2)
     private = Policy(share_scores="private")
     assert "without a guarantee" in refusal(check_score, private, scores(feedback="none"), N, 2)
     check_score(private, scores(feedback="gaussian"), N, 2)
-    check_score(Policy(share_scores="any"), scores(feedback="none", epsilon=math.inf), N, 2)  # of no account there
+    # of no account there
+    check_score(Policy(share_scores="any"), scores(feedback="none", epsilon=math.inf), N, 2)
     assert "found inf" in refusal(check_score, private, scores(epsilon=math.inf), N, 2)
     assert "has 5 records" in refusal(check_score, private, scores(), 5, 2)
     check_score(private, scores(5000), N, 2)
@@ -133,7 +172,10 @@ def test_what_is_shared():
     [
         ({"epsilon_per_run": 0}, r"policy\.epsilon_per_run: found 0.*; allowed: above 0"),
         ({"epsilon_total": -2}, r"policy\.epsilon_total: found -2"),
-        ({"epsilon_per_run": 9.0}, r"policy: found epsilon_per_run 9; allowed: at most epsilon_total, 8"),
+        (
+            {"epsilon_per_run": 9.0},
+            r"policy: found epsilon_per_run 9; allowed: at most epsilon_total, 8",
+        ),
         ({"epsilon_total": math.inf}, "infinite epsilon_total"),
         ({"delta": 1.0}, r"policy\.delta: found 1\.0; allowed: above 0, below 1"),
         ({"minimum_records": 0}, r"policy\.minimum_records: found 0"),
