@@ -48,7 +48,7 @@ class NoiseSource(Protocol):
         """`count` standard normal float32 numbers."""
         ...
 
-    def blur(self, values: torch.Tensor, deviation: float) -> None:
+    def add_noise(self, values: torch.Tensor, deviation: float) -> None:
         """Adds N(0, deviation^2) to every one of float32 `values`, in place."""
         ...
 
@@ -76,7 +76,7 @@ class SecureNoise:
             out[start : start + len(numbers)] = numbers
         return out
 
-    def blur(self, values: torch.Tensor, deviation: float) -> None:
+    def add_noise(self, values: torch.Tensor, deviation: float) -> None:
         if values.device.type != "cpu":
             values.add_(
                 self.normal(values.numel()).to(values.device).view_as(values), alpha=deviation
@@ -116,5 +116,5 @@ class SeededNoise:
     def normal(self, count: int) -> torch.Tensor:
         return torch.randn(count, generator=self._normals)
 
-    def blur(self, values: torch.Tensor, deviation: float) -> None:
+    def add_noise(self, values: torch.Tensor, deviation: float) -> None:
         values.add_(self.normal(values.numel()).to(values.device).view_as(values), alpha=deviation)

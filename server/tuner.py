@@ -27,7 +27,7 @@ from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.task import Split, Task
 from fedduet.wire.messages import LabelledTexts
 
-SAID = {  # of a tuning that changed nothing
+STOP_REASONS = {  # of a tuning that changed nothing
     "no_signal": "the scores do not tell the texts of any label apart, so the LLM stays as it was",
     "kl": "the LLM went further from its base than the limit allows, so this tuning was undone",
 }
@@ -194,7 +194,7 @@ class LLMTuner:
                 self._loaded.pop(adapter, None)  # loaded anew when it is needed
         measured = self._measure(phase, adapter if adapter in self._at else None, accuracy=task)
         stopped, rolled_back = (
-            SAID.get(report.stopped, report.stopped),
+            STOP_REASONS.get(report.stopped, report.stopped),
             undone and f"undone: {undone}",
         )
         figures = {

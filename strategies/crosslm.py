@@ -4,7 +4,7 @@ steer the LLM, and both learn."""
 from __future__ import annotations
 
 from fedduet.strategies.config import CrossLMConfig
-from fedduet.strategies.crosslm_moves import Steering
+from fedduet.strategies.crosslm_moves import CrossLMMoves
 from fedduet.strategies.fedavg import fedavg
 from fedduet.strategies.local import local
 from fedduet.strategies.pooled import pooled
@@ -17,7 +17,7 @@ def crosslm(
     """METHODS, CrossLM steps 1 to 6. `scorer`: the sites' SLM that scores the first round;
     `demonstrations`: public or released examples that the LLM is shown. An LLM that cannot be tuned
     is steered by showing it the best texts of the round before (selection only)."""
-    steering = Steering(moves, config)
+    steering = CrossLMMoves(moves, config)
     if scorer == "local":
         local(moves)
     steering.measure("before")
@@ -49,13 +49,13 @@ def crosslm(
             moves.attempt(name, baseline)
 
 
-def no_feedback(moves: Moves, steering: Steering, config: CrossLMConfig) -> None:
+def no_feedback(moves: Moves, steering: CrossLMMoves, config: CrossLMConfig) -> None:
     """Baseline: the same number of texts from the LLM as it came, all of them, each counting the
     same."""
     moves.learn("zero_shot", _given(moves, config, steering.untuned_texts()))
 
 
-def filtered(moves: Moves, steering: Steering, config: CrossLMConfig) -> None:
+def filtered(moves: Moves, steering: CrossLMMoves, config: CrossLMConfig) -> None:
     """Baseline: the scores only choose and weigh texts; the LLM stays as it came. Its scores are a
     release beside the run's."""
     texts = steering.untuned_texts()

@@ -14,7 +14,7 @@ from fedduet.strategies.scores import accept, aggregate, no_opinion, problem, sp
 from fedduet.wire.messages import LabelledTexts, Score, Scored
 
 
-class Steering:
+class CrossLMMoves:
     """One CrossLM run over `moves`; what it measured of the LLM is in `llm` and of the texts in
     `curve`, for the summary."""
 

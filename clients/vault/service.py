@@ -125,8 +125,10 @@ def build_service(vault: AnyVault) -> FastAPI:
 
     @service.post("/v1/messages")
     async def messages(request: Request) -> Response:
-        body, told = bytearray(), request.headers.get("content-length", "0")
-        if len(told) > 15 or int(told) > MOST:  # the server has seen to it that it is a number
+        body, on_progress = bytearray(), request.headers.get("content-length", "0")
+        if (
+            len(on_progress) > 15 or int(on_progress) > MOST
+        ):  # the server has seen to it that it is a number
             return too_large()
         async for part in request.stream():
             body += part

@@ -127,19 +127,21 @@ def audit_apart(
     tails = [(values, was), (-values, ~was)]
     shares = np.unique(np.geomspace(8 / max(9, len(values)), 0.9, 32))
     options = [
-        (told, score, float(np.quantile(score[first], 1 - share)))
-        for score, told in tails
+        (on_progress, score, float(np.quantile(score[first], 1 - share)))
+        for score, on_progress in tails
         for share in shares
     ]
 
     def rates(
         option: tuple[np.ndarray, np.ndarray, float], part: np.ndarray
     ) -> tuple[float, float, int, int]:
-        told, score, threshold = option
-        beyond, told = score[part] >= threshold, told[part]
-        right, wrong = int((beyond & told).sum()), int((beyond & ~told).sum())
+        on_progress, score, threshold = option
+        beyond, on_progress = score[part] >= threshold, on_progress[part]
+        right, wrong = int((beyond & on_progress).sum()), int((beyond & ~on_progress).sum())
         return (
-            *_clopper_pearson(right, int(told.sum()), wrong, int((~told).sum()), confidence),
+            *_clopper_pearson(
+                right, int(on_progress.sum()), wrong, int((~on_progress).sum()), confidence
+            ),
             right,
             wrong,
         )

@@ -92,7 +92,7 @@ def decode(
         for numbers, size in flights:
             while numbers:
                 try:
-                    _fly(run, numbers, asks, ends, size, finish)
+                    _decode_group(run, numbers, asks, ends, size, finish)
                 except torch.OutOfMemoryError as failure:
                     message = str(failure).partition("\n")[0]
                 numbers = [number for number in numbers if answers[number] is None]
@@ -106,7 +106,7 @@ def decode(
     for number, ask in enumerate(asks):
         if ask.max_new_tokens < 1:
             finish(number, Answer((), "length"))
-    flights = _flights(asks, batch_size, batch_tokens)
+    flights = _groups(asks, batch_size, batch_tokens)
     threads = torch.get_num_threads()
     lanes = (
         min(threads, len(asks) // LANE)
@@ -150,7 +150,7 @@ class _Stopped(Exception):
     """Another thread of this decoding has failed."""
 
 
-def _flights(
+def _groups(
     asks: Sequence[Ask], batch_size: int | None, batch_tokens: int | None
 ) -> list[tuple[list[int], int]]:
     """Numbers of rows that may run side by side, and how many of them at once: they draw alike;
@@ -193,7 +193,7 @@ def _length(ask: Ask) -> int:
     return len(ask.prompt) + ask.max_new_tokens
 
 
-def _fly(
+def _decode_group(
     run: Stepper,
     numbers: Sequence[int],
     asks: Sequence[Ask],

@@ -29,10 +29,10 @@ class Following:
     logprobs: torch.Tensor
 
 
-Look = Callable[[Sequence[tuple[int, ...]], Sequence[int]], Sequence[Following]]
-"""`look(rows, heads)`: for each row of token ids what may stand at the places heads[i], heads[i] +
-1, ..., len(rows[i]), so that the last one is the place behind the row. May raise anything (a remote
-LLM)."""
+ScoreDrafts = Callable[[Sequence[tuple[int, ...]], Sequence[int]], Sequence[Following]]
+"""`score_drafts(rows, heads)`: for each row of token ids what may stand at the places heads[i],
+heads[i] + 1, ..., len(rows[i]), so that the last one is the place behind the row. May raise
+anything (a remote LLM)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Draft:
 def decode_drafts(
     tuned: Stepper,
     base: Stepper,
-    look: Look,
+    score_drafts: ScoreDrafts,
     asks: Sequence[Ask],
     ends: AbstractSet[int],
     alpha: float = 1.0,
@@ -95,21 +95,22 @@ def decode_drafts(
     z_base)) / temperature), then top-p.
 
     Each round the SLMs draft up to `length` tokens from q, which is p with z_base in the place of
-    z_LLM (alpha 1: the tuned SLM itself); one `look` shows the LLM's law at all drafted places and
-    behind them. Speculative sampling (Leviathan et al. 2023, Alg. 1) keeps the longest prefix: a
-    token d stays with probability min(1, p(d) / q(d)), the first that does not is drawn anew from
-    (p - q)+ normalised, and when all stay the last place gives one more. Hence every answer has
-    exactly the law of direct fused sampling, and at temperature 0 is the greedy fused answer.
+    z_LLM (alpha 1: the tuned SLM itself); one `score_drafts` shows the LLM's law at all drafted
+    places and behind them. Speculative sampling (Leviathan et al. 2023, Alg. 1) keeps the longest
+    prefix: a token d stays with probability min(1, p(d) / q(d)), the first that does not is drawn
+    anew from (p - q)+ normalised, and when all stay the last place gives one more. Hence every
+    answer has exactly the law of direct fused sampling, and at temperature 0 is the greedy fused
+    answer.
 
-    The one approximation is the LLM's, where `look` gives only its k likeliest tokens. `rest`
-    "none": p is restricted to these k tokens and renormalised; everything else has probability 0,
-    whatever the SLMs think of it. "base" [O]: the probability r that the LLM leaves to everything
-    else is spread over it as the base SLM would: p_LLM(x) = r p_base(x) / p_base(everything else).
-    With k the whole vocabulary both are exact.
+    The one approximation is the LLM's, where `score_drafts` gives only its k likeliest tokens.
+    `rest` "none": p is restricted to these k tokens and renormalised; everything else has
+    probability 0, whatever the SLMs think of it. "base" [O]: the probability r that the LLM leaves
+    to everything else is spread over it as the base SLM would: p_LLM(x) = r p_base(x) /
+    p_base(everything else). With k the whole vocabulary both are exact.
 
     `vocabulary` cuts the SLMs' logits to that many tokens; the LLM's must lie below.
-    `done(number, answer)` is called as each row ends, also when `look` raises later. A row's answer
-    depends on its own seed and `length` only. `Ask.top_k` must be 0 (ValueError).
+    `done(number, answer)` is called as each row ends, also when `score_drafts` raises later. A
+    row's answer depends on its own seed and `length` only. `Ask.top_k` must be 0 (ValueError).
     """
     for number, ask in enumerate(asks):
         if not ask.prompt:
@@ -148,7 +149,7 @@ def decode_drafts(
             )
             draft = _draft(tuned, base, live, uniform[:, :length], ends, alpha, length, vocabulary)
             heads = [len(row.tokens) for row in live]
-            seen = look(
+            seen = score_drafts(
                 [(*row.tokens, *new) for row, new in zip(live, draft.tokens, strict=True)], heads
             )
             _check(seen, draft)
@@ -242,25 +243,29 @@ def _verify(
         fused[i, n:] = 0.0  # never looked at
     temperature, top_p = _settings(live, device)
     flat = (temperature.repeat_interleave(places), top_p.repeat_interleave(places))
-    law = _law(fused.view(rows * places, width), *flat).view(rows, places, width)
+    distribution = _law(fused.view(rows * places, width), *flat).view(rows, places, width)
     count = torch.tensor([len(new) for new in draft.tokens], device=device)
     drafted = torch.zeros(rows, places - 1, dtype=torch.int64, device=device)
     for i, new in enumerate(draft.tokens):
         drafted[i, : len(new)] = torch.tensor(new, dtype=torch.int64)
-    p, q = (part.gather(2, drafted[:, :, None])[:, :, 0] for part in (law[:, :-1], draft.guess))
+    p, q = (
+        part.gather(2, drafted[:, :, None])[:, :, 0] for part in (distribution[:, :-1], draft.guess)
+    )
     passed = (uniform[:, : places - 1].to(device) * q < p) & (
         torch.arange(places - 1, device=device) < count[:, None]
     )
     last = passed.long().cumprod(dim=1).sum(dim=1)
     row = torch.arange(rows, device=device)
-    behind = law[row, last]
+    behind = distribution[row, last]
     if places > 1:
         rest = (behind - draft.guess[row, last.clamp_max(places - 2)]).clamp_min(0.0)
         # all of the rest is lost to rounding only where p equals q
         refused = (last < count) & (rest.sum(dim=1) > 0)
         behind = torch.where(refused[:, None], rest, behind)
     tokens = _drawn(behind, uniform[:, -1].to(device))
-    broken = [bool(law[i, : len(new) + 1].isnan().any()) for i, new in enumerate(draft.tokens)]
+    broken = [
+        bool(distribution[i, : len(new) + 1].isnan().any()) for i, new in enumerate(draft.tokens)
+    ]
     return list(zip(last.tolist(), tokens.tolist(), strict=True)), broken
 
 
@@ -301,17 +306,19 @@ def _law(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor) -
     """Probabilities [B, V] that `fedduet.lm.decoding.draw.draw` draws from; all on the likeliest
     token at temperature 0."""
     greedy = temperature == 0
-    law = torch.softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
+    distribution = torch.softmax(logits / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
     if bool((top_p < 1).any()):
-        descending, order = law.sort(dim=-1, descending=True)
+        descending, order = distribution.sort(dim=-1, descending=True)
         outside = descending.cumsum(dim=-1) - descending >= top_p[:, None]
         outside[:, 0] = False
-        law = law.masked_fill(outside.gather(1, order.argsort(dim=-1)), 0.0)
-        law = law / law.sum(dim=-1, keepdim=True)
+        distribution = distribution.masked_fill(outside.gather(1, order.argsort(dim=-1)), 0.0)
+        distribution = distribution / distribution.sum(dim=-1, keepdim=True)
     if bool(greedy.any()):
-        best = torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[1]).to(law.dtype)
-        law = torch.where(greedy[:, None] & ~law.isnan(), best, law)
-    return law
+        best = torch.nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[1]).to(
+            distribution.dtype
+        )
+        distribution = torch.where(greedy[:, None] & ~distribution.isnan(), best, distribution)
+    return distribution
 
 
 def _drawn(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

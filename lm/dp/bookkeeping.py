@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from fedduet.lm.dp.clipped_sums import ClippedSum, Engine, LossBatch, row_losses, without_dropout
-from fedduet.lm.dp.weight_uses import Product, Seen, Use, is_known, squared_norms, uses_of
+from fedduet.lm.dp.weight_uses import LayerInput, Product, Use, is_known, squared_norms, uses_of
 from fedduet.lm.models.load import eager_attention, trainable
 from peft import PeftModel
 from torch import nn
 
 
-class Books:
+class GradientRecorder:
     """Watches the layers of a model that own trained weights, and holds what one backward pass
     leaves in their uses."""
 
@@ -49,7 +49,7 @@ class Books:
             )
         self.shared = {key for key, count in owners.items() if count > 1}
         self.rows, self.units, self.uses = 0, 0, defaultdict(list)
-        self.last: tuple[torch.Tensor, Seen] | None = None
+        self.last: tuple[torch.Tensor, LayerInput] | None = None
 
     def watch(
         self, layer: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor
@@ -75,7 +75,7 @@ class Books:
         # q, k and v see the same
         if self.last is None or self.last[0] is not seen or self.last[1].dtype != gradient.dtype:
             places = (-1,) if isinstance(layer, nn.Embedding) else (-1, seen.shape[-1])
-            self.last = seen, Seen(seen.detach().reshape(self.units, *places), gradient.dtype)
+            self.last = seen, LayerInput(seen.detach().reshape(self.units, *places), gradient.dtype)
         shared = any(id(parameter) in self.shared for parameter in layer.parameters(recurse=False))
         for kind, use in uses_of(layer, self.last[1], gradient, shared).items():
             if name := self.names.get(id(getattr(layer, kind))):
@@ -100,7 +100,7 @@ def book_keeping_engine(model: Any, autocast: bool) -> Iterator[Engine]:
     It starts with a trial on counted tokens (nothing private): a model that uses a weight where the
     books do not see it, or normalises in another way than they think, is refused by ValueError.
     """
-    books, parameters = Books(model), trainable(model)
+    books, parameters = GradientRecorder(model), trainable(model)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     known = inspect.signature(inner.forward).parameters
     extra = ["position_ids"] * ("position_ids" in known) + ["token_type_ids"] * hasattr(

@@ -207,5 +207,5 @@ def set_noisy_gradients(
     for name, parameter in parameters.items():
         gradient = total.sums[name]
         if sigma > 0:
-            randomness.blur(gradient, sigma * total.clip)
+            randomness.add_noise(gradient, sigma * total.clip)
         parameter.grad = gradient.div_(expected).to(parameter.dtype)

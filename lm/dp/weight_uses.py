@@ -28,7 +28,7 @@ class Whole:
         total.view(-1).add_(factors @ self.gradients.flatten(1))
 
 
-class Seen:
+class LayerInput:
     """A layer's input `raw` [B, T, d]; several layers may have seen the same. Under autocast a
     product saw it in bf16: `values`."""
 
@@ -57,7 +57,7 @@ class Product:
     more than the clip.
     """
 
-    def __init__(self, g: torch.Tensor, seen: Seen, turned: bool) -> None:
+    def __init__(self, g: torch.Tensor, seen: LayerInput, turned: bool) -> None:
         self.g, self.seen, self.turned = g, seen, turned
         pairs = (g @ g.transpose(1, 2)).float()
         products = pairs * seen.pairs
@@ -154,7 +154,7 @@ def squared_norms(uses: list[Use]) -> torch.Tensor:
 # ---------------------------------------------------------------- layers
 
 
-def uses_of(layer: nn.Module, seen: Seen, g: torch.Tensor, shared: bool) -> dict[str, Use]:
+def uses_of(layer: nn.Module, seen: LayerInput, g: torch.Tensor, shared: bool) -> dict[str, Use]:
     """How the layer's own weights make their gradients: `seen` its input, `g` the gradient of its
     output [B, T, p]."""
     if isinstance(layer, nn.Embedding):

@@ -179,7 +179,7 @@ def train_classifier(
                 for i, (part, _) in enumerate(stage)
             ]
 
-            def told(step: int, before: int = done) -> None:
+            def on_progress(step: int, before: int = done) -> None:
                 report(phase, before + step, sum(lengths), "steps")
 
             _run_stage(
@@ -190,7 +190,7 @@ def train_classifier(
                 steps,
                 config,
                 keeper if last else None,
-                told,
+                on_progress,
             )
             done += steps
     best = keeper.restore(lengths[-1]) + done - lengths[-1]
@@ -209,7 +209,7 @@ def _run_stage(
     steps: int,
     config: SLMConfig,
     keeper: _Keeper | None,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
     optimizer = torch.optim.AdamW(
         _groups(model, config), weight_decay=config.weight_decay, fused=True
@@ -229,7 +229,7 @@ def _run_stage(
         )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        told(step + 1)
+        on_progress(step + 1)
         if keeper and step + 1 in checks:
             keeper.measure(step + 1)
 

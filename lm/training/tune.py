@@ -39,7 +39,7 @@ def tune_policy(
     config: PolicyConfig,
     pad_id: int,
     seed: int,
-    told: Told,
+    on_progress: Told,
 ) -> TuneReport:
     """Tune the active adapter of the peft `model` in place. `rows`: prompt (the context) and the
     text that was written after it.
@@ -93,7 +93,7 @@ def tune_policy(
         sums, base_sums = (new * mask).sum(dim=1), (untuned * mask).sum(dim=1)
         return dpo_loss(sums[0::2], sums[1::2], base_sums[0::2], base_sums[1::2], config.dpo_beta)
 
-    def leash() -> float:
+    def measure_drift() -> float:
         new = _answers(model, rows, pad_id)
         return float(
             torch.cat([kl_estimate(mine, its) for mine, its in zip(new, base, strict=True)]).mean()
@@ -108,9 +108,9 @@ def tune_policy(
         config.learning_rate,
         config.kl_limit,
         loss,
-        leash,
+        measure_drift,
         seed,
-        told,
+        on_progress,
     )
 
 
@@ -122,7 +122,7 @@ def tune_examples(
     config: ExamplesConfig,
     pad_id: int,
     seed: int,
-    told: Told,
+    on_progress: Told,
 ) -> TuneReport:
     """Tune the active adapter in place on answers (what follows each row's context), a row's loss
     the mean over its answer's tokens.
@@ -141,7 +141,7 @@ def tune_examples(
         each = -(new * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
         return (each * counts[chosen].to(each.device)).mean() + kept.loss()
 
-    def leash() -> float:
+    def measure_drift() -> float:
         if not keep:
             return math.nan
         with torch.no_grad():
@@ -159,9 +159,9 @@ def tune_examples(
         config.learning_rate,
         config.kl_limit,
         loss,
-        leash,
+        measure_drift,
         seed,
-        told,
+        on_progress,
     )
 
 
@@ -173,12 +173,12 @@ def _train(
     rate: float,
     limit: float,
     loss_of: Callable[[list[int]], torch.Tensor],
-    leash: Callable[[], float],
+    measure_drift: Callable[[], float],
     seed: int,
-    told: Told,
+    on_progress: Told,
 ) -> TuneReport:
-    """AdamW over shuffled minibatches of units 0 to count - 1; undoes all when `leash()` passes the
-    limit or a loss is not finite."""
+    """AdamW over shuffled minibatches of units 0 to count - 1; undoes all when `measure_drift()`
+    passes the limit or a loss is not finite."""
     parameters = trainable(model)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
@@ -194,8 +194,8 @@ def _train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             steps, last = steps + 1, float(loss.detach())
-            told(steps, total)
-        kl = leash()
+            on_progress(steps, total)
+        kl = measure_drift()
         if kl > limit:
             return _undone(parameters, before, steps, last, kl)
     return TuneReport(steps, last, kl)

@@ -62,13 +62,15 @@ def measure(turns: int, small: bool) -> list[Figure]:
         )
         for number, site in enumerate(["resident", "stock"]):
             (folder / site).mkdir(mode=0o700)
-            told = site_file(
+            on_progress = site_file(
                 config,
                 SITES[number],
                 folder / site,
                 place if site == "resident" else folder / "other.sock",
             )
-            (folder / site / "site.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(told))))
+            (folder / site / "site.yaml").write_text(
+                yaml.safe_dump(json.loads(json.dumps(on_progress)))
+            )
         try:
             processes.start(
                 "vault",

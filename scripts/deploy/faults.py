@@ -134,14 +134,16 @@ def reached(run: Path, phase: str, when: str) -> bool:
     if not file.is_file():
         return False
     events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-    told = {event["event"] for event in events if event.get("phase") == phase}
+    on_progress = {event["event"] for event in events if event.get("phase") == phase}
     if when == "before":
         return True
     return (
-        "phase_end" in told
+        "phase_end" in on_progress
         if when == "after"
         else bool(
-            told & {"sent", "phase_start"} if phase.startswith("augment") else told & {"sent"}
+            on_progress & {"sent", "phase_start"}
+            if phase.startswith("augment")
+            else on_progress & {"sent"}
         )
     )
 

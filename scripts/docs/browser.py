@@ -20,7 +20,7 @@ class NoBrowser(RuntimeError):
 
 
 @dataclass
-class Seen:
+class LayerInput:
     """What happened while a page was open."""
 
     console: list[str] = field(default_factory=list)  # errors and warnings
@@ -57,14 +57,14 @@ def chromium() -> Iterator[Any]:
 @contextmanager
 def opened(
     browser: Any, file: Path, size: str, scheme: str, script: bool = True
-) -> Iterator[tuple[Any, Seen]]:
+) -> Iterator[tuple[Any, LayerInput]]:
     """A local page in a window of `size` and colour `scheme`; nothing it asks of the network is
     answered."""
     width, height = SIZES[size]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, java_script_enabled=script
     )
-    page, seen, address = context.new_page(), Seen(), file.resolve().as_uri()
+    page, seen, address = context.new_page(), LayerInput(), file.resolve().as_uri()
     page.on(
         "console",
         lambda said: seen.console.append(said.text) if said.type in ("error", "warning") else None,

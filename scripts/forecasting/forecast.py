@@ -224,22 +224,22 @@ def main(argv: Sequence[str]) -> int:
     if "--quick" not in flags:
         print("measuring small pilots of these models (once; kept in the cache)", file=sys.stderr)
     try:
-        told = forecast(config, calibrate="--quick" not in flags)
+        on_progress = forecast(config, calibrate="--quick" not in flags)
     except RuntimeError as problem:
         raise ConfigError(f"{problem}; --quick checks without pilots") from None
     if "--json" in flags:
-        print(json.dumps(_plain(told), indent=1))
+        print(json.dumps(_plain(on_progress), indent=1))
     else:
-        show(told, config)
+        show(on_progress, config)
     return 0
 
 
-def _plain(told: Forecast) -> dict[str, Any]:
-    values = {name: getattr(told, name) for name in told.__dataclass_fields__}
-    return values | {"sites": {site: vars(spend) for site, spend in told.sites.items()}}
+def _plain(on_progress: Forecast) -> dict[str, Any]:
+    values = {name: getattr(on_progress, name) for name in on_progress.__dataclass_fields__}
+    return values | {"sites": {site: vars(spend) for site, spend in on_progress.sites.items()}}
 
 
-def show(told: Forecast, config: Mapping[str, Any], console: Console | None = None) -> None:
+def show(on_progress: Forecast, config: Mapping[str, Any], console: Console | None = None) -> None:
     """The forecast as tables."""
     console = console or Console()
     title = (
@@ -247,26 +247,31 @@ def show(told: Forecast, config: Mapping[str, Any], console: Console | None = No
         " will take"
     )
     table = Table(title=title, show_header=False)
-    clock = "not estimated" if told.seconds is None else _clock(told.seconds)
+    clock = "not estimated" if on_progress.seconds is None else _clock(on_progress.seconds)
     table.add_row("wall time", clock)
-    if told.processor_seconds is not None:
-        table.add_row("processor time of one process", _clock(told.processor_seconds))
+    if on_progress.processor_seconds is not None:
+        table.add_row("processor time of one process", _clock(on_progress.processor_seconds))
     table.add_row(
-        "peak memory", "not estimated" if told.memory is None else f"{told.memory / 2**20:,.0f} MiB"
+        "peak memory",
+        "not estimated" if on_progress.memory is None else f"{on_progress.memory / 2**20:,.0f} MiB",
     )
-    if told.gpu_memory:
-        table.add_row("peak GPU memory", f"{told.gpu_memory / 2**20:,.0f} MiB")
-    if told.requests is not None:
+    if on_progress.gpu_memory:
+        table.add_row("peak GPU memory", f"{on_progress.gpu_memory / 2**20:,.0f} MiB")
+    if on_progress.requests is not None:
         drawn = (
             ""
-            if told.new_tokens is None
-            else f"about {told.prompt_tokens:,.0f} prompt and {told.new_tokens:,.0f} new; "
+            if on_progress.new_tokens is None
+            else (
+                f"about {on_progress.prompt_tokens:,.0f} prompt and {on_progress.new_tokens:,.0f}"
+                " new; "
+            )
         )
         table.add_row(
-            "LLM tokens", f"{drawn}at most {told.limit:,.0f} new, {told.requests:,.0f} requests"
+            "LLM tokens",
+            f"{drawn}at most {on_progress.limit:,.0f} new, {on_progress.requests:,.0f} requests",
         )
     console.print(table)
-    if told.sites:
+    if on_progress.sites:
         budget = Table(title="privacy budget, exactly")
         for column in (
             "site",
@@ -276,20 +281,20 @@ def show(told: Forecast, config: Mapping[str, Any], console: Console | None = No
             "noise multiplier",
         ):
             budget.add_column(column, justify="left" if column == "site" else "right")
-        for site, one in told.sites.items():
+        for site, one in on_progress.sites.items():
             said = [
                 f"{value:.4f}" if math.isfinite(value) else "no guarantee"
                 for value in (one.epsilon, one.total)
             ]
             budget.add_row(site, *said, f"{one.delta:.1e}", f"{one.noise_multiplier:.4f}")
         console.print(budget)
-    if told.seconds_by_kind:
-        slow = sorted(told.seconds_by_kind.items(), key=lambda item: -item[1])
+    if on_progress.seconds_by_kind:
+        slow = sorted(on_progress.seconds_by_kind.items(), key=lambda item: -item[1])
         console.print(
             "seconds by kind, one process: "
             + ", ".join(f"{kind} {value:.1f}" for kind, value in slow if value >= 0.05)
         )
-    for note in told.notes:
+    for note in on_progress.notes:
         console.print(note)
 
 

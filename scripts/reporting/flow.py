@@ -18,7 +18,7 @@ SITES, CLOUD, UP, DOWN = "sites", "cloud", "up", "down"
 
 
 @dataclass
-class Moved:
+class Traffic:
     """Phases of one kind: how many, and bytes to the sites and from them."""
 
     phases: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ def flow(folder: Path, summary: Mapping[str, Any]) -> str:
     notes = {phase: f"↓{in_bytes(one.down)} ↑{in_bytes(one.up)}" for phase, one in moved.items()}
     lines = [["phase", "who works", "began, s", "took, s", "to the sites", "from the sites"]]
     for name, side, start, seconds in phases:
-        one = moved.get(name, Moved())
+        one = moved.get(name, Traffic())
         who = {"llm": "the LLM", "clients": "the sites"}.get(side, "the server")
         lines.append(
             [name, who, f"{start:.1f}", f"{seconds:.1f}", in_bytes(one.down), in_bytes(one.up)]
@@ -66,11 +66,11 @@ def flow(folder: Path, summary: Mapping[str, Any]) -> str:
 _LANE = {UP: "sites to cloud", DOWN: "cloud to sites", SITES: "at the sites", CLOUD: "in the cloud"}
 
 
-def _read(folder: Path) -> tuple[list[tuple[str, str, float, float]], dict[str, Moved]]:
+def _read(folder: Path) -> tuple[list[tuple[str, str, float, float]], dict[str, Traffic]]:
     """Phases as (name, side, start, seconds) over all starts of the run, and what moved in each."""
     starts: dict[str, float] = {}
     phases: list[tuple[str, str, float, float]] = []
-    moved: dict[str, Moved] = {}
+    moved: dict[str, Traffic] = {}
     before = last = 0.0  # seconds of earlier starts of the run, whose clocks began again
     for entry in rows_of(folder / "events.jsonl"):
         if entry["event"] == "start":
@@ -89,14 +89,14 @@ def _read(folder: Path) -> tuple[list[tuple[str, str, float, float]], dict[str, 
                     )
                 )
             case "sent":
-                moved.setdefault(entry["phase"], Moved()).down += entry["bytes"]
+                moved.setdefault(entry["phase"], Traffic()).down += entry["bytes"]
             case "answered":
-                moved.setdefault(entry["phase"], Moved()).up += entry["bytes"]
+                moved.setdefault(entry["phase"], Traffic()).up += entry["bytes"]
     return phases, moved
 
 
 def _steps(
-    folder: Path, summary: Mapping[str, Any], moved: Mapping[str, Moved]
+    folder: Path, summary: Mapping[str, Any], moved: Mapping[str, Traffic]
 ) -> list[tuple[str, str, str]]:
     """(kind, what, what it cost) of the method itself, in order; baselines together at the end."""
     own, others = _own(summary, moved)
@@ -177,7 +177,7 @@ def _steps(
 
 
 def _answering(
-    summary: Mapping[str, Any], moved: Mapping[str, Moved]
+    summary: Mapping[str, Any], moved: Mapping[str, Traffic]
 ) -> list[tuple[str, str, str]]:
     asked = [one for phase, one in moved.items() if phase.startswith("answer-")]
     questions = max(found["questions"] for found in summary["answers"].values())
@@ -205,15 +205,17 @@ def _answering(
     ]
 
 
-def _own(summary: Mapping[str, Any], moved: Mapping[str, Moved]) -> tuple[dict[str, Moved], Moved]:
+def _own(
+    summary: Mapping[str, Any], moved: Mapping[str, Traffic]
+) -> tuple[dict[str, Traffic], Traffic]:
     """What moved for the method itself, by kind of phase, and for all baselines together."""
-    own: dict[str, Moved] = {}
-    others = Moved()
+    own: dict[str, Traffic] = {}
+    others = Traffic()
     for phase, one in moved.items():
         kind = phase.partition("-")[0]
         if kind in ("introduce", "answer"):
             continue
-        into = own.setdefault(kind, Moved()) if _method(phase, summary) else others
+        into = own.setdefault(kind, Traffic()) if _method(phase, summary) else others
         into.phases.append(phase)
         into.down, into.up = into.down + one.down, into.up + one.up
     return own, others
@@ -233,7 +235,7 @@ def _times(phases: Sequence[str]) -> str:
     return f", {len(phases)} rounds" if len(phases) > 1 else ""
 
 
-def _epsilon(summary: Mapping[str, Any], own: Mapping[str, Moved]) -> str:
+def _epsilon(summary: Mapping[str, Any], own: Mapping[str, Traffic]) -> str:
     """The largest epsilon of a site's ledger; a receipt tells the last release alone, so that
     several are told together."""
     spent = list(summary["epsilon"].values())

@@ -357,7 +357,7 @@ def _budget(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     ]
     for site, epsilon in summary["epsilon"].items():
         receipt = summary["receipts"][site]
-        told = "no formal guarantee" if math.isinf(epsilon) else f"{epsilon:.2f}"
+        on_progress = "no formal guarantee" if math.isinf(epsilon) else f"{epsilon:.2f}"
         noise = f"{receipt['noise_multiplier']:.3f}" if receipt["noise_multiplier"] else "-"
         most, steps = "-" if limit is None else f"{limit:g}", receipt.get("steps")
         rest = [
@@ -367,7 +367,7 @@ def _budget(summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
             f"{receipt['records']} {receipt.get('unit', 'record')}s",
             str(receipt["released"]),
         ]
-        lines.append([site, told, most, f"{summary['delta'][site]:.1e}", *rest])
+        lines.append([site, on_progress, most, f"{summary['delta'][site]:.1e}", *rest])
     last = (
         "<p>Mechanism, noise and what follows are those of the last release; the ledger composes"
         " all of them.</p>"

@@ -168,14 +168,16 @@ class Gateway:
     async def _read(self, request: Request) -> bytes:
         """The body. Raises Refused for one that is too large or does not come."""
         most = self.config.most_bytes
-        parts, size, told = [], 0, request.headers.get("content-length", "0")
+        parts, size, on_progress = [], 0, request.headers.get("content-length", "0")
         too_large = Refused(
             413,
             f"the request is larger than {most} bytes",
             "request_too_large",
             headers={"connection": "close"},
         )
-        if len(told) > 15 or int(told) > most:  # the HTTP server has seen to it that it is a number
+        if (
+            len(on_progress) > 15 or int(on_progress) > most
+        ):  # the HTTP server has seen to it that it is a number
             raise too_large
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -396,9 +398,9 @@ class Gateway:
     async def _stream(self, asked: _Asked, head: dict[str, Any], name: str) -> AsyncIterator[bytes]:
         """Server-sent events: text as it is written, then why each choice ended, then [DONE]."""
         body, loop = asked.body, asyncio.get_running_loop()
-        told: asyncio.Queue[tuple[int, list[int]] | None] = asyncio.Queue()
+        on_progress: asyncio.Queue[tuple[int, list[int]] | None] = asyncio.Queue()
         asks = asked.asks(self._stopping(body.stop))
-        job = Writing(asks, lambda row, new: _post(loop, told, (row, list(new))))
+        job = Writing(asks, lambda row, new: _post(loop, on_progress, (row, list(new))))
         sent, used = [""] * len(asks), sum(map(len, asked.rows))
 
         def event(index: int, text: str, finish: str | None = None) -> bytes:
@@ -418,8 +420,8 @@ class Gateway:
             choices = [_Choice(ask.prompt, (), "", "length", 0) for ask in asks]
             if body.max_tokens:
                 future = self.worker.write(job)
-                future.add_done_callback(lambda _: _post(loop, told, None))
-                while (step := await told.get()) is not None:
+                future.add_done_callback(lambda _: _post(loop, on_progress, None))
+                while (step := await on_progress.get()) is not None:
                     row, new = step
                     text = _safe(*self._text(asks[row].prompt, new, body.stop), body.stop)
                     if len(text) > len(sent[row]):
@@ -472,14 +474,14 @@ def _safe(text: str, cut: str | None, stops: Sequence[str]) -> str:
     return text[: len(text) - held]
 
 
-def _drawn(law: torch.Tensor, ask: Ask) -> int:
+def _drawn(distribution: torch.Tensor, ask: Ask) -> int:
     """The token that `fedduet.lm.decoding.decode.decode` would draw from these log-probabilities
     [V]."""
     if ask.temperature == 0:
-        return int(law.argmax())
+        return int(distribution.argmax())
     return int(
         draw(
-            law[None],
+            distribution[None],
             uniforms(ask.seed, 1),
             torch.tensor([ask.temperature]),
             ask.top_k,

@@ -17,11 +17,11 @@ from fedduet.server.llm.top_logprobs import PlaceLogprobs, top_logprobs
 
 @dataclass
 class Writing:
-    """Rows that one request wants continued. `told(row, new tokens)` is called after every token,
-    in a thread of the worker's. `cancelled` ends its rows after their next token."""
+    """Rows that one request wants continued. `on_progress(row, new tokens)` is called after every
+    token, in a thread of the worker's. `cancelled` ends its rows after their next token."""
 
     asks: Sequence[Ask]
-    told: Callable[[int, list[int]], None] | None = None
+    on_progress: Callable[[int, list[int]], None] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     done: Future[list[Answer]] = field(default_factory=Future)
 
@@ -163,8 +163,8 @@ class Worker:
     def _stopping(self, job: Writing, row: int, ask: Ask) -> Callable[[list[int]], bool]:
         def stopped(new: list[int]) -> bool:
             self._score_all()
-            if job.told:
-                job.told(row, new)
+            if job.on_progress:
+                job.on_progress(row, new)
             return job.cancelled.is_set() or self._closed or bool(ask.stopped and ask.stopped(new))
 
         return stopped

@@ -157,7 +157,7 @@ def augment(
         texts, finished = _read(
             zip((label for label, _ in asked), answers, strict=True), task, llm, counts
         )
-        have += _pass(texts, finished, have, shown, task, llm, domain, config, counts)
+        have += _select(texts, finished, have, shown, task, llm, domain, config, counts)
     items = _best(have, domain, task, config, counts)
     counts["kept"] = len(items)
     counts["missing"] = config.per_label * len(task.labels) - len(items)
@@ -249,7 +249,7 @@ def _read(
     return texts, finished
 
 
-def _pass(
+def _select(
     texts: Sequence[_Text],
     finished: Sequence[bool],
     have: Sequence[_Text],

@@ -47,7 +47,7 @@ def site(overrides, tmp_path):
 
 
 @dataclass
-class Seen:
+class LayerInput:
     """The arguments of every call of `train_generator` and `train_classifier`, and what they
     returned."""
 
@@ -61,7 +61,7 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch):
     """The real trainings with a record of what went in and out."""
-    seen = Seen()
+    seen = LayerInput()
     train_generator, train_classifier = synthesis.train_generator, slm.train_classifier
 
     def generator(*arguments, **named):

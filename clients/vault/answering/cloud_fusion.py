@@ -60,13 +60,13 @@ class RemoteFusion:
         RemoteFailed."""
         deadline = time.monotonic() + self._seconds
 
-        def look(rows: Sequence[tuple[int, ...]], heads: Sequence[int]) -> list[Following]:
+        def score_drafts(rows: Sequence[tuple[int, ...]], heads: Sequence[int]) -> list[Following]:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self.remote.failed(
                     "Timeout", f"the steps were not written within {self._seconds:g} s"
                 )
-            found = self.remote.look(rows, heads, min(left, self.remote.config.seconds))
+            found = self.remote.score_drafts(rows, heads, min(left, self.remote.config.seconds))
             if self._vocabulary and any(int(one.tokens.max()) >= self._vocabulary for one in found):
                 raise self.remote.failed(
                     "Lie", f"found a token beyond the {self._vocabulary} that are shared"
@@ -91,7 +91,7 @@ class RemoteFusion:
         self.taken = decode_drafts(
             self._tuned,
             self._base,
-            look,
+            score_drafts,
             rows,
             self._ends,
             self._alpha,

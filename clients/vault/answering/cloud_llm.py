@@ -170,10 +170,11 @@ class Remote:
 
     # -- what it thinks of drafts ----------------------------------------------
 
-    def look(
+    def score_drafts(
         self, rows: Sequence[tuple[int, ...]], heads: Sequence[int], seconds: float | None = None
     ) -> list[Following]:
-        """See `fedduet.lm.decoding.drafts.Look`: one request for all rows. Raises RemoteFailed.
+        """See `fedduet.lm.decoding.drafts.ScoreDrafts`: one request for all rows. Raises
+        RemoteFailed.
 
         Every answer is held against what was asked: the same tokens in the same places, finite
         log-probabilities that can be a law, the `top` likeliest (a drafted token that is listed
@@ -208,7 +209,9 @@ class Remote:
                 raise self.failed(
                     "Lie", f"row {number}: the tokens sent back are not those of the prompt"
                 )
-            found.append(self._following([self._law(law, number) for law in laws[head:]]))
+            found.append(
+                self._following([self._law(distribution, number) for distribution in laws[head:]])
+            )
         return found
 
     def _read_places(self, choice: dict[str, Any]) -> tuple[list[int], list[Any]]:
@@ -234,16 +237,18 @@ class Remote:
             )
         return int(digits)
 
-    def _law(self, law: Any, number: int) -> list[tuple[int, float]]:
+    def _law(self, distribution: Any, number: int) -> list[tuple[int, float]]:
         """The likeliest tokens of a place and their log-probabilities, likeliest first."""
-        if not isinstance(law, dict) or not law:
+        if not isinstance(distribution, dict) or not distribution:
             raise self.failed("Lie", f"row {number}: a place has no log-probabilities")
         top = self.config.top
-        if 0 < top < len(law) - 1:
+        if 0 < top < len(distribution) - 1:
             raise self.failed(
-                "Lie", f"row {number}: found {len(law)} alternatives at a place; {top} were asked"
+                "Lie",
+                f"row {number}: found {len(distribution)} alternatives at a place; {top} were"
+                " asked",
             )
-        values = list(law.values())
+        values = list(distribution.values())
         if not all(
             type(value) in (int, float) and math.isfinite(value) and value <= 1e-3
             for value in values
@@ -255,12 +260,14 @@ class Remote:
             raise self.failed(
                 "Lie", f"row {number}: the probabilities at a place add up to more than 1"
             )
-        if total < 0.99 and len(law) < top:
+        if total < 0.99 and len(distribution) < top:
             raise self.failed(
-                "Lie", f"row {number}: found {len(law)} alternatives at a place; {top} were asked"
+                "Lie",
+                f"row {number}: found {len(distribution)} alternatives at a place; {top} were"
+                " asked",
             )
         pairs = sorted(
-            ((self._token(name), float(value)) for name, value in law.items()),
+            ((self._token(name), float(value)) for name, value in distribution.items()),
             key=lambda pair: (-pair[1], pair[0]),
         )
         return pairs if top < 0 else pairs[:top]
@@ -268,9 +275,14 @@ class Remote:
     @staticmethod
     def _following(laws: Sequence[Sequence[tuple[int, float]]]) -> Following:
         most = max(map(len, laws))
-        filled = [[*law, *[(law[0][0], -math.inf)] * (most - len(law))] for law in laws]
-        tokens = torch.tensor([[token for token, _ in law] for law in filled])
-        return Following(tokens, torch.tensor([[value for _, value in law] for law in filled]))
+        filled = [
+            [*distribution, *[(distribution[0][0], -math.inf)] * (most - len(distribution))]
+            for distribution in laws
+        ]
+        tokens = torch.tensor([[token for token, _ in distribution] for distribution in filled])
+        return Following(
+            tokens, torch.tensor([[value for _, value in distribution] for distribution in filled])
+        )
 
     # -- what it writes itself -------------------------------------------------
 

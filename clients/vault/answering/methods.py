@@ -15,7 +15,7 @@ from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
 from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig
 from fedduet.clients.vault.answering.search import COLLABORATIVE, PRIVATE, SearchConfig, search_many
 from fedduet.clients.vault.answering.solving import Form, RewardModel, Solution
-from fedduet.clients.vault.answering.whole_steps import Degrading, WholeStepWriter
+from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
 from fedduet.clients.vault.answering.writers import StepWriter, local_writers
 from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.conf.check import ConfigError, Section, nearest
@@ -177,7 +177,7 @@ class Answering:
         context = shared_context([self._tuned[0], self._base[0]])
         limit = 4 * config.seconds
         alone = WholeStepWriter(remote.complete, context, seconds=limit)
-        writers["llm"] = Degrading(alone, writers[PRIVATE])
+        writers["llm"] = FallbackWriter(alone, writers[PRIVATE])
         if config.write == "steps":
             writers[COLLABORATIVE] = writers["llm"]
             return writers
@@ -187,7 +187,7 @@ class Answering:
         fusion = RemoteFusion(
             remote, pair.tuned, pair.base, tokenizer, ends, vocabulary, alpha, config.draft, limit
         )
-        writers[COLLABORATIVE] = Degrading(
+        writers[COLLABORATIVE] = FallbackWriter(
             WholeStepWriter(fusion, context, fusion.count, seconds=limit), writers[PRIVATE]
         )
         return writers

@@ -125,7 +125,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 # ---------------------------------------------------------------- when the LLM fails
 
 
-class Degrading:
+class FallbackWriter:
     """A writer that depends on a remote LLM, backed by the private one: whatever it fails to write,
     `private` writes instead.
 

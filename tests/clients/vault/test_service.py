@@ -137,11 +137,11 @@ def test_a_release_is_made_once_and_charged_once(serving, tmp_path, capsys):
 
     capsys.readouterr()
     assert main(["status", "--json", "--config", str(tmp_path / "site.yaml")]) == 0
-    told = json.loads(capsys.readouterr().out)
+    on_progress = json.loads(capsys.readouterr().out)
     assert (
-        0 < told["epsilon_spent"] <= 8
-        and [one["what"] for one in told["charges"]] == ["dp-sgd"]
-        and told["measurements"] == 1
+        0 < on_progress["epsilon_spent"] <= 8
+        and [one["what"] for one in on_progress["charges"]] == ["dp-sgd"]
+        and on_progress["measurements"] == 1
     )
     assert (
         main(["status", "--config", str(tmp_path / "site.yaml")]) == 0

@@ -177,7 +177,7 @@ def test_logits_that_are_not_numbers_end_their_row_alone(llama, kind):
 def test_a_batch_that_is_too_large_runs_in_halves(llama, kind, monkeypatch):
     run = kind(llama())
     asks = [Ask(PROMPTS[i % 4], 2 + i, 1.0, 0, 1.0, seed=i) for i in range(9)]
-    expected, told = decode(run, asks, NEVER), []
+    expected, on_progress = decode(run, asks, NEVER), []
     step = run.step
 
     def small(tokens):
@@ -186,8 +186,10 @@ def test_a_batch_that_is_too_large_runs_in_halves(llama, kind, monkeypatch):
         return step(tokens)
 
     monkeypatch.setattr(run, "step", small)
-    assert decode(run, asks, NEVER, done=lambda number, answer: told.append(number)) == expected
-    assert sorted(told) == list(range(9))  # each row is reported once
+    assert (
+        decode(run, asks, NEVER, done=lambda number, answer: on_progress.append(number)) == expected
+    )
+    assert sorted(on_progress) == list(range(9))  # each row is reported once
     monkeypatch.setattr(run, "step", lambda tokens: small(range(9)))
     answers = decode(run, [*asks, Ask((5,), 1)], NEVER)
     assert {(answer.tokens, answer.error) for answer in answers[:-1]} == {
@@ -375,7 +377,7 @@ def two_threads():
 
 
 def test_threads_share_the_rows_and_the_weights(llama, two_threads, monkeypatch):
-    run, asks, told, threads = stepper(llama()), many(), [], set()
+    run, asks, on_progress, threads = stepper(llama()), many(), [], set()
     alone = [decode(run, [ask], NEVER)[0] for ask in asks]
     step = LlamaStepper.step
     monkeypatch.setattr(
@@ -384,10 +386,12 @@ def test_threads_share_the_rows_and_the_weights(llama, two_threads, monkeypatch)
         lambda self, tokens: threads.add((threading.get_ident(), id(self))) or step(self, tokens),
     )
     assert (
-        decode(run, asks, NEVER, batch_size=8, done=lambda number, answer: told.append(number))
+        decode(
+            run, asks, NEVER, batch_size=8, done=lambda number, answer: on_progress.append(number)
+        )
         == alone
     )
-    assert sorted(told) == list(range(40)) and len(threads) == 2
+    assert sorted(on_progress) == list(range(40)) and len(threads) == 2
     assert torch.get_num_threads() == 2
 
 

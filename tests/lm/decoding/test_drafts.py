@@ -47,7 +47,7 @@ def looking(table, k=SIZE, seen=None):
     asked."""
     logprobs = table.logits.log_softmax(dim=-1)
 
-    def look(rows, heads):
+    def score_drafts(rows, heads):
         if seen is not None:
             seen.append(list(rows))
         found = []
@@ -58,10 +58,10 @@ def looking(table, k=SIZE, seen=None):
             found.append(Following(tokens, values))
         return found
 
-    return look
+    return score_drafts
 
 
-def law(llm, tuned, base, before, last, alpha, temperature, top_p, k, rest):
+def distribution(llm, tuned, base, before, last, alpha, temperature, top_p, k, rest):
     """The fused next-token probabilities, from the formula in plain numpy."""
     z_llm, z_tuned, z_base = (
         table.logits[before, last].double().numpy() for table in (llm, tuned, base)
@@ -153,11 +153,11 @@ def test_whole_sequences_have_the_law_of_direct_fused_sampling(tables, case):
     draw = {name: options[name] for name in ("temperature", "top_p")}
     total, most = 6_000, 3
     asks = [Ask((0, 1), most, seed=number, **draw) for number in range(total)]
-    look = looking(llm, options["k"])
+    score_drafts = looking(llm, options["k"])
     answers = decode_drafts(
         tuned,
         base,
-        look,
+        score_drafts,
         asks,
         {END},
         options["alpha"],
@@ -170,7 +170,7 @@ def test_whole_sequences_have_the_law_of_direct_fused_sampling(tables, case):
         text = drafted.answer.tokens + ((END,) if drafted.answer.finish == "end" else ())
         counts[text] = counts.get(text, 0) + 1
     expected = sequences(
-        lambda *last: law(
+        lambda *last: distribution(
             llm, tuned, base, *last, options["alpha"], k=options["k"], rest=options["rest"], **draw
         ),
         most,
@@ -179,7 +179,9 @@ def test_whole_sequences_have_the_law_of_direct_fused_sampling(tables, case):
     found, classes = chi_square(counts, expected, total)
     assert found > 1e-3 and classes >= 10, (found, classes)
     drafts = sequences(
-        lambda *last: law(base, tuned, base, *last, options["alpha"], k=SIZE, rest="none", **draw),
+        lambda *last: distribution(
+            base, tuned, base, *last, options["alpha"], k=SIZE, rest="none", **draw
+        ),
         most,
     )
     # what drafts that are never checked would give
@@ -257,7 +259,7 @@ def models(llama):
 
 
 def looking_at(model):
-    def look(rows, heads):
+    def score_drafts(rows, heads):
         ids, mask = pad([list(row) for row in rows], 0)
         with torch.no_grad():
             logprobs = model(input_ids=ids, attention_mask=mask).logits.log_softmax(dim=-1)
@@ -267,7 +269,7 @@ def looking_at(model):
         ]
         return [Following(tokens, values) for values, tokens in found]
 
-    return look
+    return score_drafts
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
@@ -292,7 +294,7 @@ def test_not_numbers_fail_their_row_only(tables):
     llm, tuned, base = tables
     sound = looking(llm)
 
-    def look(rows, heads):
+    def score_drafts(rows, heads):
         found = zip(rows, sound(rows, heads), strict=True)
         return [
             replace(one, logprobs=one.logprobs * math.nan) if row[0] == 3 else one
@@ -300,7 +302,7 @@ def test_not_numbers_fail_their_row_only(tables):
         ]
 
     asks = [Ask((0, 1), 6, seed=1), Ask((3, 1), 6, seed=1)]
-    good, bad = decode_drafts(tuned, base, look, asks, NEVER)
+    good, bad = decode_drafts(tuned, base, score_drafts, asks, NEVER)
     assert good.answer.finish == "length" and (bad.answer.finish, bad.answer.error) == (
         "error",
         NOT_NUMBERS,
@@ -311,7 +313,7 @@ def test_a_list_filled_up_with_tokens_of_no_weight(tables):
     llm, tuned, base = tables
     sound = looking(llm, 3)
 
-    def look(rows, heads):
+    def score_drafts(rows, heads):
         return [
             Following(
                 torch.cat([one.tokens, one.tokens[:, :2]], 1),
@@ -321,7 +323,7 @@ def test_a_list_filled_up_with_tokens_of_no_weight(tables):
         ]
 
     asks = [Ask((0, 1), 6, seed=seed) for seed in range(20)]
-    assert decode_drafts(tuned, base, look, asks, {END}) == decode_drafts(
+    assert decode_drafts(tuned, base, score_drafts, asks, {END}) == decode_drafts(
         tuned, base, sound, asks, {END}
     )
 
@@ -330,7 +332,7 @@ def test_what_was_done_before_the_llm_failed_is_told(tables):
     llm, tuned, base = tables
     sound, calls, finished = looking(llm), [], {}
 
-    def look(rows, heads):
+    def score_drafts(rows, heads):
         calls.append(1)
         if len(calls) == 2:
             raise TimeoutError("no answer")
@@ -338,21 +340,26 @@ def test_what_was_done_before_the_llm_failed_is_told(tables):
 
     with pytest.raises(TimeoutError):
         decode_drafts(
-            tuned, base, look, [Ask((0, 1), 1), Ask((0, 1), 30)], NEVER, done=finished.__setitem__
+            tuned,
+            base,
+            score_drafts,
+            [Ask((0, 1), 1), Ask((0, 1), 30)],
+            NEVER,
+            done=finished.__setitem__,
         )
     assert list(finished) == [0] and finished[0].answer.finish == "length"
 
 
 def test_bad_input_is_named(tables):
     llm, tuned, base = tables
-    look = looking(llm)
+    score_drafts = looking(llm)
     for asks, more, words in (
         ([Ask((), 3)], {}, "row 0: found an empty prompt"),
         ([Ask((0, 1), 3, top_k=5)], {}, "found top_k 5"),
         ([Ask((0, 1), 3)], {"length": 0}, "drafts of 0 tokens"),
     ):
         with pytest.raises(ValueError, match=words):
-            decode_drafts(tuned, base, look, asks, NEVER, **more)
+            decode_drafts(tuned, base, score_drafts, asks, NEVER, **more)
     for lie, words in (
         (lambda rows, heads: [], "may follow 0 rows; 1 were asked"),
         (

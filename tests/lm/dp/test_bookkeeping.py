@@ -6,7 +6,7 @@ import torch
 import transformers
 from fedduet.lm.dp.bookkeeping import book_keeping_engine
 from fedduet.lm.dp.clipped_sums import ClippedSum, loss_batch
-from fedduet.lm.dp.weight_uses import Product, Seen
+from fedduet.lm.dp.weight_uses import LayerInput, Product
 from fedduet.lm.models.batch import Encoded
 from fedduet.lm.models.load import attach_lora, trainable
 from torch.nn import functional
@@ -209,7 +209,7 @@ def test_in_bf16_a_row_adds_the_same_whatever_stands_beside_it():
     draw = torch.Generator().manual_seed(0)
     g, a = (torch.randn(2, 6, 32, generator=draw).bfloat16() for _ in range(2))
     g[1] *= 256  # exactly so in bf16
-    use = Product(g, Seen(a, torch.bfloat16), turned=False)
+    use = Product(g, LayerInput(a, torch.bfloat16), turned=False)
     alone, beside, both = torch.zeros(32, 32), torch.zeros(32, 32), torch.zeros(32, 32)
     for total, factors in ((alone, (1.0, 0.0)), (beside, (0.0, 1.0)), (both, (1.0, 1.0))):
         use.add(total, torch.tensor(factors))

@@ -109,7 +109,7 @@ def test_an_empty_batch_is_a_step_of_noise_with_the_stated_deviation(
     config = DPConfig(steps=3, clip=0.7, **FAST)
     randomness = Coins(3, [[], [], []])
     if source == "secure":
-        randomness.blur = SecureNoise().blur
+        randomness.add_noise = SecureNoise().add_noise
     seen = gradients_of_one_step(
         prepare_generator(llama(), config), tokenizer, config, 1.5, randomness, monkeypatch
     )

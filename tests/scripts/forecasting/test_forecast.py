@@ -53,16 +53,23 @@ def test_counts_of_crosslm():
 def test_a_forecast_is_what_the_run_then_has(overrides, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDDUET_CACHE", str(tmp_path / "cache"))
     asked = [*overrides, OFF, "strategy.rounds=2", "strategy.augment.max_rounds=1"]
-    told = forecast(conf.compose(asked))
-    assert not (tmp_path / "run").exists() and told.seconds > 0 and 2**28 < told.memory < 2**34
+    on_progress = forecast(conf.compose(asked))
+    assert (
+        not (tmp_path / "run").exists()
+        and on_progress.seconds > 0
+        and 2**28 < on_progress.memory < 2**34
+    )
     summary = launch(conf.compose(asked))
-    assert {site: spend.epsilon for site, spend in told.sites.items()} == summary["epsilon"]
+    assert {site: spend.epsilon for site, spend in on_progress.sites.items()} == summary["epsilon"]
     receipts = _plain(summary)["receipts"].values()
-    assert {spend.noise_multiplier for spend in told.sites.values()} == {
+    assert {spend.noise_multiplier for spend in on_progress.sites.values()} == {
         one["noise_multiplier"] for one in receipts
     }
-    assert told.requests == summary["llm"]["requests"] and told.new_tokens <= told.limit
-    assert told.new_tokens == pytest.approx(summary["llm"]["new_tokens"], rel=0.5)
+    assert (
+        on_progress.requests == summary["llm"]["requests"]
+        and on_progress.new_tokens <= on_progress.limit
+    )
+    assert on_progress.new_tokens == pytest.approx(summary["llm"]["new_tokens"], rel=0.5)
     capsys.readouterr()
 
     def again(*_, **__):
@@ -70,7 +77,7 @@ def test_a_forecast_is_what_the_run_then_has(overrides, tmp_path, monkeypatch, c
 
     monkeypatch.setattr("subprocess.run", again)
     assert main([*asked, "seed=1", "--json", f"run.folder={tmp_path}/other"]) == 0
-    assert json.loads(capsys.readouterr().out)["requests"] == told.requests
+    assert json.loads(capsys.readouterr().out)["requests"] == on_progress.requests
     with pytest.raises(ConfigError, match=r"the site coffee would refuse: .*spent"):
         forecast(
             conf.compose([*asked, f"federation.state_folder={tmp_path}/run/sites"]), calibrate=False
@@ -94,13 +101,13 @@ def test_scores_of_every_kind_are_planned_as_the_vault_plans_them(overrides):
         "federation=inprocess",
         "run.folder=runs/none",
     ]
-    told = {
+    on_progress = {
         kind: forecast(conf.compose([*base, f"privacy.feedback={kind}"]), calibrate=False)
         for kind in ("none", "votes", "gaussian")
     }
-    assert told["none"].sites["coffee"].epsilon == float("inf")
+    assert on_progress["none"].sites["coffee"].epsilon == float("inf")
     for kind in ("votes", "gaussian"):
-        (spend,) = told[kind].sites.values()
+        (spend,) = on_progress[kind].sites.values()
         assert 7.9 < spend.epsilon <= 8 and spend.noise_multiplier > 0.5
 
 

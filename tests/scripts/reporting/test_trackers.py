@@ -125,7 +125,7 @@ def test_only_numbers_leave_the_events():
         "round/round": 1.0,
         "round/reward": 0.5,
     }
-    told = dict(
+    on_progress = dict(
         flat(
             {
                 "run": {"folder": "here"},
@@ -135,7 +135,7 @@ def test_only_numbers_leave_the_events():
             }
         )
     )
-    assert told == {"privacy.epsilon": 8, "seed": 1}
+    assert on_progress == {"privacy.epsilon": 8, "seed": 1}
 
 
 def test_what_is_not_installed_or_unknown_is_said(monkeypatch, tmp_path):

@@ -240,9 +240,11 @@ def test_places_before_logprobs_from_are_left_out_and_all_tokens_can_be_had(serv
         len(row) - 2
     )
     assert part["top_logprobs"][-3:] == [
-        pytest.approx(law, abs=1e-4) for law in whole["top_logprobs"][-3:]
+        pytest.approx(distribution, abs=1e-4) for distribution in whole["top_logprobs"][-3:]
     ]
-    assert all(len(law) == len(llm.tokenizer) for law in part["top_logprobs"][-3:])
+    assert all(
+        len(distribution) == len(llm.tokenizer) for distribution in part["top_logprobs"][-3:]
+    )
     assert sum(
         map(lambda value: 2.718281828**value, part["top_logprobs"][-1].values())
     ) == pytest.approx(1, abs=1e-3)

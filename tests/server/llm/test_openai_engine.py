@@ -155,10 +155,10 @@ def test_what_does_not_pass_is_an_error_that_says_what_came(bad):
         "html": "log in to the Wi-Fi",
         "hangs up": "RemoteProtocolError",
     }
-    told = named.get(bad, "not a completion")
+    on_progress = named.get(bad, "not a completion")
     assert (
         (answer.finish, answer.text) == ("error", "")
-        and told in answer.error
+        and on_progress in answer.error
         and "attempt 3" in answer.error
     )
     assert len(script.bodies) == 3

@@ -14,7 +14,7 @@ import torch
 import uvicorn
 from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
 from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig, RemoteFailed
-from fedduet.clients.vault.answering.whole_steps import Degrading, WholeStepWriter
+from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
 from fedduet.clients.vault.answering.writers import StepAsk, TokenWriter, local_writers
 from fedduet.lm.decoding.decode import Ask, decode
 from fedduet.lm.decoding.fusion import FusedStepper, proxy_tuned, slm_pair
@@ -200,7 +200,7 @@ def test_what_the_gateway_refuses_is_said_without_the_key(models, url):
         reaching(url, key="wrong-key-0123456789") as remote,
         pytest.raises(RemoteFailed, match=r"HTTP 401: .*no valid key") as raised,
     ):
-        remote.look([(5, 6)], [1])
+        remote.score_drafts([(5, 6)], [1])
     assert "wrong-key" not in str(raised.value) + repr(remote.config)
     with (
         reaching(url, model="gpt-9") as remote,
@@ -210,7 +210,7 @@ def test_what_the_gateway_refuses_is_said_without_the_key(models, url):
     with reaching(url) as remote:
         for bad in ([(5,) * 300], [(10**6,)]):
             with pytest.raises(RemoteFailed, match="HTTP 400"):
-                remote.look(bad, [1])
+                remote.score_drafts(bad, [1])
         with pytest.raises(RemoteFailed, match="HTTP 400"):
             remote.complete([StepAsk("half \ud800 a pair", 0, 5)], "\n")
         assert remote.counts.failures == {"HTTP 400": 3}
@@ -260,11 +260,11 @@ def honest(path, body):
     """A sound answer over 16 tokens of even probability, which the lies below change."""
     if path.endswith("/models"):
         return {"data": [{"id": "m", "max_model_len": 64}]}
-    law = {f"token_id:{token}": -3.0 for token in range(body["logprobs"])}
+    distribution = {f"token_id:{token}": -3.0 for token in range(body["logprobs"])}
     choices = []
     for index, row in enumerate(body["prompt"]):
         whole = [*row, 2]
-        laws = [None, *[{**law, f"token_id:{token}": -3.0} for token in whole[1:]]]
+        laws = [None, *[{**distribution, f"token_id:{token}": -3.0} for token in whole[1:]]]
         part = {
             "tokens": [f"token_id:{token}" for token in whole],
             "top_logprobs": laws,
@@ -388,7 +388,7 @@ def test_every_lie_is_one_sentence_within_the_time_limit(lie):
     with lying(answer) as url, reaching(url, seconds=0.4, top=4, model="m") as remote:
         start = time.monotonic()
         with pytest.raises(RemoteFailed, match=words) as raised:
-            remote.look([(3, 4), (5, 6, 7)], [2, 1])
+            remote.score_drafts([(3, 4), (5, 6, 7)], [2, 1])
         assert time.monotonic() - start < 0.9
         assert (
             sum(remote.counts.failures.values()) == 1
@@ -402,7 +402,7 @@ def test_what_is_no_lie_is_taken():
         lying(lambda path, body: (200, json.dumps(honest(path, body)).encode())) as url,
         reaching(url, top=4) as remote,
     ):
-        first, second = remote.look([(3, 4), (5, 6, 7)], [2, 1])
+        first, second = remote.score_drafts([(3, 4), (5, 6, 7)], [2, 1])
         assert (
             first.tokens.tolist() == [[0, 1, 2, 3]]
             and second.tokens.shape == (3, 4)
@@ -419,7 +419,7 @@ def test_nobody_there_and_endless_answers(monkeypatch):
             reaching(f"http://127.0.0.1:{free.getsockname()[1]}/v1") as remote,
             pytest.raises(RemoteFailed, match="Unreachable: Connect"),
         ):
-            remote.look([(3,)], [1])
+            remote.score_drafts([(3,)], [1])
     monkeypatch.setattr("fedduet.clients.vault.answering.cloud_llm.MOST_BYTES", 10_000)
     endless = lying(lambda path, body: (200, (b" " * 4096 for _ in range(10**9))))
     with (
@@ -427,7 +427,7 @@ def test_nobody_there_and_endless_answers(monkeypatch):
         reaching(url, model="m") as remote,
         pytest.raises(RemoteFailed, match="larger than 10000 bytes"),
     ):
-        remote.look([(3,)], [1])
+        remote.score_drafts([(3,)], [1])
 
 
 def test_retries_are_off_unless_asked_for():
@@ -439,11 +439,11 @@ def test_retries_are_off_unless_asked_for():
 
     with lying(answer) as url:
         with reaching(url, model="m") as remote, pytest.raises(RemoteFailed):
-            remote.look([(3,)], [1])
+            remote.score_drafts([(3,)], [1])
         assert len(calls) == 1
         with reaching(url, model="m", retries=2, top=4) as remote:
             assert (
-                len(remote.look([(3,)], [1])) == 1
+                len(remote.score_drafts([(3,)], [1])) == 1
                 and len(calls) == 3
                 and remote.counts.requests == 2
             )
@@ -455,7 +455,7 @@ def test_a_step_writer_goes_on_privately(models, lie):
     private = local_writers((tuned, tokenizer), (base, tokenizer))["private"]
     with lying(LIES[lie][0]) as url, reaching(url, seconds=0.4, model="m", top=4) as remote:
         made = fusion(remote, models, seconds=1.0)
-        writer = Degrading(WholeStepWriter(made, 256, made.count, seconds=2.0), private)
+        writer = FallbackWriter(WholeStepWriter(made, 256, made.count, seconds=2.0), private)
         start = time.monotonic()
         steps = writer.write(asks(3))
         assert time.monotonic() - start < 1.5
@@ -512,7 +512,7 @@ def test_the_law_of_local_fusion_with_the_llms_top_k(models, url):
             torch.tensor([row]), torch.ones(1, len(row), dtype=torch.int64), 1
         )
     support = best[0].topk(5).indices
-    law = torch.softmax(fused[support], dim=0)
+    distribution = torch.softmax(fused[support], dim=0)
     with reaching(url, top=5) as remote:
         made = fusion(remote, models, batch_size=100, rest="none")
         made(
@@ -527,5 +527,7 @@ def test_the_law_of_local_fusion_with_the_llms_top_k(models, url):
     )
     counts = torch.tensor([(drawn == token).sum() for token in support], dtype=torch.float64)
     assert counts.sum() == 600
-    statistic = ((counts - 600 * law.double()) ** 2 / (600 * law.double())).sum()
-    assert statistic < 18.5 and law.max() < 0.9  # chi-square, 4 degrees of freedom: p = 0.001
+    statistic = ((counts - 600 * distribution.double()) ** 2 / (600 * distribution.double())).sum()
+    assert (
+        statistic < 18.5 and distribution.max() < 0.9
+    )  # chi-square, 4 degrees of freedom: p = 0.001

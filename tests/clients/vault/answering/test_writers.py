@@ -8,7 +8,7 @@ import pytest
 import torch
 from fedduet.clients.vault.answering.search import SearchConfig, search_many
 from fedduet.clients.vault.answering.solving import Form
-from fedduet.clients.vault.answering.whole_steps import Completed, Degrading, WholeStepWriter
+from fedduet.clients.vault.answering.whole_steps import Completed, FallbackWriter, WholeStepWriter
 from fedduet.clients.vault.answering.writers import Step, StepAsk, TokenWriter, local_writers
 from fedduet.lm.decoding.decode import Ask, decode
 from fedduet.lm.decoding.fusion import proxy_tuned, slm_pair
@@ -194,7 +194,7 @@ FAILING = {
 def test_what_the_remote_fails_to_write_is_written_privately(how):
     call, reason = FAILING[how]
     own = Fixed()
-    writer = Degrading(WholeStepWriter(call, seconds=0.2), own)
+    writer = FallbackWriter(WholeStepWriter(call, seconds=0.2), own)
     start = time.monotonic()
     steps = writer.write(asks(3))
     assert time.monotonic() - start < 5
@@ -213,7 +213,7 @@ def test_only_what_failed_is_written_privately():
         return [Completed("", 0) if ask.seed == 1 else Completed(f"s{ask.seed}", 2) for ask in asks]
 
     own = Fixed()
-    writer = Degrading(WholeStepWriter(call), own)
+    writer = FallbackWriter(WholeStepWriter(call), own)
     assert [step.text for step in writer.write(asks(4))] == [
         "s0",
         "own",
@@ -248,7 +248,7 @@ def test_whole_steps():
         ("", "end", 1),
     ]
     assert writer.room("x" * 30) == 40
-    assert all(not step.degraded for step in Degrading(writer, Fixed()).write(asks(5)))
+    assert all(not step.degraded for step in FallbackWriter(writer, Fixed()).write(asks(5)))
 
 
 def test_a_remote_that_always_fails_is_left_alone_for_a_while():
@@ -260,7 +260,9 @@ def test_a_remote_that_always_fails_is_left_alone_for_a_while():
             raise ConnectionResetError("gone")
         return [Completed("back", 1) for _ in asks]
 
-    writer = Degrading(WholeStepWriter(call), Fixed(), patience=2, rest=10, clock=lambda: now[0])
+    writer = FallbackWriter(
+        WholeStepWriter(call), Fixed(), patience=2, rest=10, clock=lambda: now[0]
+    )
     for _ in range(5):
         assert writer.write(asks(2))[0].degraded
     assert len(calls) == 2 and writer.failures == {"ConnectionResetError": 4, "NotAsked": 6}
@@ -302,7 +304,7 @@ def test_fusion_with_a_failing_remote_llm(loaded, local, how):
     )
     ready = [StepAsk("the\n", 1, 2), *asks(4, 12)]  # the first is done before it fails
     sound = [local["collaborative"].write([ask])[0] for ask in ready]
-    steps = Degrading(fused, local["private"]).write(ready)
+    steps = FallbackWriter(fused, local["private"]).write(ready)
     bad = [number for number, step in enumerate(steps) if step.degraded]
     assert bad == ([1, 2, 3, 4] if how == "raises" else bad) and bad and 0 not in bad
     own = local["private"].write(ready)
@@ -325,7 +327,9 @@ def test_a_question_survives_a_dead_remote(local):
     config = SearchConfig(iterations=3, step_tokens=6, max_steps=3)
     writers = {
         "private": local["private"],
-        "collaborative": Degrading(WholeStepWriter(raising(OSError("gone"))), local["private"]),
+        "collaborative": FallbackWriter(
+            WholeStepWriter(raising(OSError("gone"))), local["private"]
+        ),
     }
 
     class Half:
