@@ -6,11 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-import yaml
-from fedduet.clients.simulated import simulated_site, site_folder
 from fedduet.clients.vault.answering.baselines import BASELINES
 from fedduet.clients.vault.answering.methods import SEARCH
 from fedduet.clients.vault.answering.search import SearchConfig
@@ -19,10 +16,9 @@ from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.reasoning import ReasoningVault
 from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.clients.vault.service import read_site
-from fedduet.conf.check import ConfigError, check, nearest
-from fedduet.scripts.reporting.search import keep
+from fedduet.conf.check import ConfigError, check
+from fedduet.scripts.reporting.search import answering_site, keep
 from fedduet.strategies.gboost import MODEL
-from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 from rich.console import Console
 from rich.table import Table
 
@@ -80,18 +76,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def keep_a_search(folder: Path) -> None:
-    """In a simulation: the search for one test question of the first site, without any words, for
-    the run's report."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    task = check_task(config["task"])
-    client = names_of(task)[0]
-    question = load_questions(task, client, int(config["seed"])).test[0].question
-    site, run, search = _site(str(folder), client, None)
-    with suppress(PolicyError):  # a site that keeps questions from the LLM has no search to show
-        keep(folder, client, ReasoningVault(site).solve(run, MODEL, question, search), words=False)
-
-
 def show(solution: Solution, console: Console) -> None:
     """The answer first, then how it came about."""
     none = "none: no number or choice in what was written"
@@ -115,26 +99,4 @@ def _site(run: str, client: str | None, vault: Path | None) -> tuple[SiteConfig,
     search."""
     if vault:
         return read_site(vault)[1], run, SearchConfig()
-    folder = Path(run)
-    if not (folder / "config.yaml").is_file() or not (folder / "run_id").is_file():
-        raise ConfigError(
-            f"{folder} is no run folder; give that of a finished G-Boost run, or --vault site.yaml"
-        )
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    task = check_task(config["task"])
-    if not isinstance(task, QuestionsConfig):
-        raise ConfigError(
-            f"{folder} is a run of strategy {config['strategy']['name']}; only G-Boost answers"
-            " questions"
-        )
-    names = names_of(task)
-    if client not in names:
-        raise ConfigError(f"--client: found {client!r}; {nearest(str(client), list(names))}")
-    sites = Path(config["federation"]["state_folder"] or folder / "sites")
-    sites = sites if sites.is_dir() else folder / "sites"
-    search = check(SearchConfig, config["strategy"]["search"], "strategy.search")
-    return (
-        simulated_site(config, client, sites / site_folder(client), sites),
-        (folder / "run_id").read_text().strip(),
-        search,
-    )
+    return answering_site(Path(run), client)

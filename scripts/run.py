@@ -17,6 +17,7 @@ prepare()
 
 import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
 from fedduet.conf.check import ConfigError, RunFailed, nearest  # noqa: E402
+from fedduet.scripts.launching.words import check_words  # noqa: E402
 from fedduet.scripts.sweeping import plan as sweep  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
@@ -89,7 +90,7 @@ def main() -> int:
             )
             return 0
         _complete_commands(arguments)
-        check_words(arguments)
+        check_words(arguments, COMMANDS)
         if sweep.is_sweep(arguments):
             return _sweep(arguments)
         _run_configuration()
@@ -117,26 +118,6 @@ def _complete_commands(arguments: list[str]) -> None:
         and len(typed) == 1
     ):
         print(" ".join(name for name in COMMANDS if name.startswith(typed[0])))
-
-
-def check_words(arguments: list[str]) -> None:
-    """Catch what Hydra would answer with a page of text: a word that is no override, or an unknown
-    choice of a group."""
-    for argument in arguments:
-        if argument.startswith("-"):
-            continue
-        if "=" not in argument:
-            raise ConfigError(
-                f"{argument!r} is neither a command ({', '.join(COMMANDS)}) nor an override such as"
-                " seed=1; see fedduet --help"
-            )
-        key, value = argument.split("=", 1)
-        if key in ("strategy", "task", "llm", "slm", "generator", "privacy", "federation"):
-            for choice in value.split(","):
-                if choice not in conf.choices(key):
-                    raise ConfigError(
-                        f"{key}: unknown choice {choice!r}; {nearest(choice, conf.choices(key))}"
-                    )
 
 
 def _advice(problem: str) -> str:

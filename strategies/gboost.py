@@ -35,6 +35,11 @@ def gboost(moves: Moves, config: GBoostConfig) -> None:
         moves.attempt(
             name,
             lambda name=name, method=method, search=search: moves.answer(
-                name, MODEL, method, search, config
+                name,
+                model=MODEL,
+                method=method,
+                search=search,
+                samples=config.samples,
+                questions=config.questions,
             ),
         )

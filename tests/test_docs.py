@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from fedduet.scripts.docs.docs_pages import CODE, pages
-from fedduet.scripts.run import COMMANDS, _command, check_words
+from fedduet.scripts.launching.words import check_words
+from fedduet.scripts.run import COMMANDS, _command
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fedduet import conf
@@ -53,7 +54,7 @@ def composes(overrides):
     overrides = [
         one for one in overrides if one not in OPEN and not one.startswith("-") and one != "job"
     ]
-    check_words(overrides)
+    check_words(overrides, COMMANDS)
     first = []
     for one in OverridesParser.create().parse_overrides(overrides):
         value = next(iter(one.sweep_iterator())) if one.is_sweep_override() else None

@@ -106,7 +106,10 @@ class ReasoningVault:
         rules.check_measurement(
             self.config.policy, f"answers of method {request.method!r}", self._measurements.count()
         )
-        search = check_search(request.search)
+        try:
+            search = check_search(request.search)
+        except ValueError as failure:  # the message asks for what cannot be done
+            raise PolicyError(str(failure)) from None
         test = self._questions.test[: request.questions]
         seeds = [derive(request.seed, "question", number) for number in range(len(test))]
         asked = [question.question for question in test]

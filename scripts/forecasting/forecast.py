@@ -18,6 +18,7 @@ from fedduet.scripts.forecasting.spend import Spend, spends
 from fedduet.scripts.forecasting.work import Rows, Work, work
 from fedduet.scripts.launching.federation import FederationConfig, check_ray
 from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.launching.words import check_words
 from fedduet.server.app import strategy_settings, task_for
 from fedduet.tasks.builtin.standin import cache_folder
 from fedduet.tasks.config import TaskConfig
@@ -210,8 +211,6 @@ def _line(
 def main(argv: Sequence[str]) -> int:
     """`fedduet check OVERRIDES...`: 0 for a configuration that works; 2, with a sentence, for one
     that does not."""
-    from fedduet.scripts.run import check_words
-
     if set(argv) & {"-h", "--help"}:
         print(f"{__doc__}\n\n  --quick   no pilots: neither time nor memory\n  --json    as JSON")
         return 0
@@ -219,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     if flags - {"--quick", "--json"}:
         raise ConfigError(f"found {sorted(flags)[0]}; allowed: --quick, --json and overrides")
     overrides = [word for word in argv if not word.startswith("--")]
-    check_words(overrides)
+    check_words(overrides, ())
     config = conf.compose(overrides)
     if "--quick" not in flags:
         print("measuring small pilots of these models (once; kept in the cache)", file=sys.stderr)

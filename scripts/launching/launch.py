@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fedduet.conf.check import RunFailed, check
-from fedduet.scripts.ask import keep_a_search
 from fedduet.scripts.launching.federation import (
     FederationConfig,
     check_ray,
@@ -21,6 +20,7 @@ from fedduet.scripts.launching.federation import (
 from fedduet.scripts.launching.preflight import preflight
 from fedduet.scripts.reporting import trackers
 from fedduet.scripts.reporting.page import COMMAND, write_page
+from fedduet.scripts.reporting.search import keep_a_search
 from fedduet.scripts.reporting.terminal import Display, print_outcome
 from fedduet.server.app import build_app, run_path
 from fedduet.strategies.run.run_folder import write_atomically

@@ -11,14 +11,22 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedduet.clients.vault.answering.solving import Solution
+import yaml
+from fedduet.conf.check import ConfigError, check, nearest
 from fedduet.scripts.reporting.html import rows_of
 from fedduet.strategies.run.run_folder import write_atomically
+from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
+
+if TYPE_CHECKING:  # they load torch, which a page of a run does without
+    from fedduet.clients.vault.answering.search import SearchConfig
+    from fedduet.clients.vault.answering.solving import Solution
+    from fedduet.clients.vault.config import SiteConfig
 
 FILE = "searches.jsonl"
 ASK = (
@@ -59,6 +67,51 @@ def keep(run: Path, client: str, solution: Solution, words: bool) -> None:
         run / FILE,
         "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in (*old, new)),
     )
+
+
+def keep_a_search(folder: Path) -> None:
+    """In a simulation: the search for one test question of the first site, without any words, for
+    the run's report."""
+    from fedduet.clients.vault.reasoning import ReasoningVault
+    from fedduet.clients.vault.release.policy import PolicyError
+    from fedduet.strategies.gboost import MODEL
+
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    task = check_task(config["task"])
+    client = names_of(task)[0]
+    question = load_questions(task, client, int(config["seed"])).test[0].question
+    site, run, search = answering_site(folder, client)
+    with suppress(PolicyError):  # a site that keeps questions from the LLM has no search to show
+        keep(folder, client, ReasoningVault(site).solve(run, MODEL, question, search), words=False)
+
+
+def answering_site(folder: Path, client: str | None) -> tuple[SiteConfig, str, SearchConfig]:
+    """A simulated site of the run in `folder`, the run's id, and the settings of its search.
+
+    Raises ConfigError for what is no run that answers questions, and for an unknown site.
+    """
+    from fedduet.clients.simulated import simulated_site, site_folder
+    from fedduet.clients.vault.answering.search import SearchConfig
+
+    if not (folder / "config.yaml").is_file() or not (folder / "run_id").is_file():
+        raise ConfigError(
+            f"{folder} is no run folder; give that of a finished G-Boost run, or --vault site.yaml"
+        )
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    task = check_task(config["task"])
+    if not isinstance(task, QuestionsConfig):
+        raise ConfigError(
+            f"{folder} is a run of strategy {config['strategy']['name']}; only G-Boost answers"
+            " questions"
+        )
+    names = names_of(task)
+    if client not in names:
+        raise ConfigError(f"--client: found {client!r}; {nearest(str(client), list(names))}")
+    sites = Path(config["federation"]["state_folder"] or folder / "sites")
+    sites = sites if sites.is_dir() else folder / "sites"
+    search = check(SearchConfig, config["strategy"]["search"], "strategy.search")
+    site = simulated_site(config, client, sites / site_folder(client), sites)
+    return site, (folder / "run_id").read_text().strip(), search
 
 
 def searches(folder: Path) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from fedduet.strategies.config import GBoostConfig
 from fedduet.strategies.run.run_folder import RunFolder
 from fedduet.strategies.run.sites import Sites, TooFewSites
 from fedduet.wire.codec import Arrays, decode
@@ -215,10 +214,18 @@ class Moves:
         self.run.event("accuracy", model=model, by_site=self.accuracy[model])
 
     def answer(
-        self, name: str, model: str, method: str, search: Mapping[str, Any], config: GBoostConfig
+        self,
+        name: str,
+        *,
+        model: str,
+        method: str,
+        search: Mapping[str, Any],
+        samples: int = 1,
+        questions: int | None = None,
     ) -> None:
-        """Every site answers its test questions by a method, under the name `name`; counts into
-        `answers`, shares right into `accuracy`."""
+        """Every site answers its first `questions` test questions (None: all) by a method, under
+        the name `name`, drawing at most `samples` solutions of each; counts into `answers`, shares
+        right into `accuracy`."""
         phase = f"answer-{name}"
 
         def request(site: str) -> Answer:
@@ -229,8 +236,8 @@ class Moves:
                 model,
                 method,
                 dict(search),
-                config.samples,
-                config.questions,
+                samples,
+                questions,
                 self.seed,
             )
 

@@ -17,7 +17,6 @@ from fedduet.clients.vault.answering.search import COLLABORATIVE, PRIVATE, Searc
 from fedduet.clients.vault.answering.solving import Form, RewardModel, Solution
 from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
 from fedduet.clients.vault.answering.writers import StepWriter, local_writers
-from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.conf.check import ConfigError, Section, nearest
 from fedduet.lm.decoding.fusion import shared_context, shared_vocabulary, slm_pair
 from fedduet.lm.decoding.sample import end_tokens
@@ -194,9 +193,9 @@ class Answering:
 
 
 def check_search(values: Mapping[str, Any]) -> SearchConfig:
-    """The settings that a message carries. Raises PolicyError for what is none."""
+    """The settings that a message carries. Raises ValueError for what is none."""
     try:
         return SearchConfig.model_validate(dict(values))
     except pydantic.ValidationError as failure:
         first = failure.errors()[0]
-        raise PolicyError(f"search.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"search.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
