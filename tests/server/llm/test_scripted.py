@@ -55,7 +55,7 @@ def test_a_script_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "said"),
     [
         ("- a", "must hold one key, answers"),
         ("answers: {}", "must hold one key, answers"),
@@ -65,9 +65,9 @@ def test_a_script_file(tmp_path):
         ("answers: [", "is not YAML"),
     ],
 )
-def test_bad_script_files_are_named(content, on_progress, tmp_path):
+def test_bad_script_files_are_named(content, said, tmp_path):
     file = tmp_path / "answers.yaml"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=on_progress) as failure:
+    with pytest.raises(ConfigError, match=said) as failure:
         load_llm(LLMConfig(engine="scripted", script=str(file)))
     assert str(file) in str(failure.value) and "llm.script" in str(failure.value)
