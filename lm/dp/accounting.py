@@ -17,10 +17,12 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from dp_accounting.pld import pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
+from fedduet.lm.dp import zcdp
 
-KINDS = ("poisson_gaussian", "gaussian", "none")
+KINDS = ("poisson_gaussian", "gaussian", "zcdp", "none")
 # [O] below it epsilon passes 5,000 in one release: such a mechanism is called "none"
 SMALLEST_NOISE = 0.01
 LARGEST_NOISE = 1e5  # [O] a plan that needs more than this does not fit its budget
@@ -31,7 +33,7 @@ INTERVAL = 1e-3  # privacy loss per cell of the discretization before it is refi
 _CELLS = 2**16
 _SEARCH_CELLS = 2**13  # [O] the same for the first, coarse search of a noise multiplier
 
-_Group = tuple[float, float, int]  # noise multiplier, sample rate, steps
+_Group = tuple[float, float, int]  # noise multiplier, sample rate, steps; (rho, 0.0, 1) for zCDP
 
 
 class BudgetError(Exception):
@@ -45,9 +47,10 @@ class Event:
 
     kind "poisson_gaussian": `steps` sums of records, each record in each sum with probability
     `sample_rate` on its own (Poisson), plus Gaussian noise (DP-SGD). kind "gaussian": `count` sums
-    over all records plus Gaussian noise. kind "none": no guarantee, epsilon is infinite.
-    `noise_multiplier` is the standard deviation of the noise over the L2 sensitivity to one record
-    added or removed. Raises ValueError for values outside these ranges.
+    over all records plus Gaussian noise. kind "zcdp": any mechanism that is `rho`-zCDP (private
+    prediction). kind "none": no guarantee, epsilon is infinite. `noise_multiplier` is the standard
+    deviation of the noise over the L2 sensitivity to one record added or removed. Raises ValueError
+    for values outside these ranges.
     """
 
     kind: str
@@ -55,11 +58,19 @@ class Event:
     sample_rate: float = 1.0
     steps: int = 1
     count: int = 1
+    rho: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"event kind: found {self.kind!r}; allowed: {', '.join(KINDS)}")
         if self.kind == "none":
+            return
+        if (self.kind == "zcdp") != (0.0 < self.rho < math.inf):
+            raise ValueError(
+                f"event rho: found {self.rho!r} of kind {self.kind}; allowed: a finite number above"
+                " 0 for zcdp, none for others"
+            )
+        if self.kind == "zcdp":
             return
         if not (SMALLEST_NOISE <= self.noise_multiplier < math.inf):
             raise ValueError(
@@ -96,6 +107,11 @@ class Event:
         return Event("gaussian", float(noise_multiplier), count=count)
 
     @staticmethod
+    def zcdp(rho: float) -> Event:
+        """A mechanism, or several, of which a proof says that they are `rho`-zCDP together."""
+        return Event("zcdp", rho=float(rho))
+
+    @staticmethod
     def none() -> Event:
         """A release without a guarantee."""
         return Event("none")
@@ -116,6 +132,7 @@ class Event:
         fields = {
             "poisson_gaussian": ("noise_multiplier", "sample_rate", "steps"),
             "gaussian": ("noise_multiplier", "count"),
+            "zcdp": ("rho",),
             "none": (),
         }
         values = asdict(self)
@@ -130,32 +147,44 @@ def compose(events: Iterable[Event], delta: float) -> float:
     when one is "none".
 
     PLD; identical events are one self-composition, and all plain Gaussians are one Gaussian (1 /
-    sigma^2 adds, Dong et al. 2019, Corollary 3.3), whose epsilon alone is exact.
+    sigma^2 adds, Dong et al. 2019, Corollary 3.3), whose epsilon alone is exact. The rhos of zCDP
+    events add; alone their epsilon is `zcdp.epsilon_of`, beside others they are composed as the
+    privacy profile that no mechanism of that rho exceeds (`zcdp.profile`).
     """
     return _compose(events, delta, _CELLS)
 
 
 def compose_rdp(events: Iterable[Event], delta: float) -> float:
-    """The same by Renyi DP (Opacus): looser than `compose`, never an estimate from below."""
+    """The same by Renyi DP (Opacus; rho alpha for zCDP): looser than `compose`, never an estimate
+    from below."""
     groups = _history(events, delta)
     if groups is None:
         return math.inf
     # here, because it loads torch, which no ledger needs
     from opacus.accountants import RDPAccountant
+    from opacus.accountants.analysis import rdp
 
-    accountant = RDPAccountant()
-    accountant.history = groups
+    orders = RDPAccountant.DEFAULT_ALPHAS
+    curve = np.zeros(len(orders))
+    for sigma, rate, steps in groups:
+        curve += (
+            rdp.compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders)
+            if rate
+            else sigma * np.array(orders)
+        )
     # Opacus warns when the best order is the largest it tries: then the bound is loose, still a
     # bound
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return float(accountant.get_epsilon(delta))
+        return float(rdp.get_privacy_spent(orders=orders, rdp=curve, delta=delta)[0])
 
 
 def compose_prv(events: Iterable[Event], delta: float, error: float = 0.01) -> float:
     """The same by privacy loss random variables (Opacus; Gopi et al. 2021): at most 2 * `error`
-    (absolute) too high."""
+    (absolute) too high. Raises ValueError for zCDP, of which it knows no such variable."""
     groups = _history(events, delta)
+    if any(rate == 0.0 for _, rate, _ in groups or ()):
+        raise ValueError("event kind: found 'zcdp'; allowed here: poisson_gaussian, gaussian, none")
     if groups is None:
         return math.inf
     if not groups:
@@ -279,21 +308,28 @@ def _round_up(value: float) -> float:
 
 
 def _groups(events: Iterable[Event]) -> tuple[_Group, ...] | None:
-    """Equal Poisson mechanisms in order of appearance, then all Gaussians as one of sample rate 1;
-    None when an event is "none".
+    """Equal Poisson mechanisms in order of appearance, then all Gaussians as one of sample rate 1,
+    then all zCDP as one; None when an event is "none".
     """
     steps: dict[tuple[float, float], int] = {}
     precision = 0.0  # sum of 1 / sigma^2 of the plain Gaussians
+    rho = 0.0
     for event in events:
         if event.kind == "none":
             return None
-        if event.kind == "gaussian" or event.sample_rate == 1.0:
+        if event.kind == "zcdp":
+            rho += event.rho
+        elif event.kind == "gaussian" or event.sample_rate == 1.0:
             precision += event.steps * event.count / event.noise_multiplier**2
         else:
             key = (event.noise_multiplier, event.sample_rate)
             steps[key] = steps.get(key, 0) + event.steps
-    poisson = tuple((sigma, rate, number) for (sigma, rate), number in steps.items())
-    return (*poisson, (1 / math.sqrt(precision), 1.0, 1)) if precision else poisson
+    groups = [(sigma, rate, number) for (sigma, rate), number in steps.items()]
+    if precision:
+        groups.append((1 / math.sqrt(precision), 1.0, 1))
+    if rho:
+        groups.append((rho, 0.0, 1))
+    return tuple(groups)
 
 
 def _history(events: Iterable[Event], delta: float) -> list[_Group] | None:
@@ -320,6 +356,8 @@ def _epsilon(groups: tuple[_Group, ...], delta: float, cells: int) -> float:
     if len(groups) == 1 and groups[0][1] == 1.0:
         # Balle and Wang 2018, Theorem 8
         return _smallest_epsilon(GaussianPrivacyLoss(groups[0][0]).get_delta_for_epsilon, delta)
+    if len(groups) == 1 and groups[0][1] == 0.0:
+        return zcdp.epsilon_of(groups[0][0], delta)
     interval = _interval(groups, cells)
     # fills the cache from the front, so that no call below recurses deeply
     for end in range(1, len(groups)):
@@ -357,6 +395,10 @@ def _distribution(groups: tuple[_Group, ...], interval: float) -> pld.PrivacyLos
     if len(groups) > 1:
         return _distribution(groups[:-1], interval).compose(_distribution(groups[-1:], interval))
     sigma, rate, steps = groups[0]
+    if rate == 0.0:
+        return pld.PrivacyLossDistribution(
+            pld_pmf.create_pmf_pessimistic_connect_dots(interval, *zcdp.profile(sigma, interval))
+        )
     one = pld.from_gaussian_mechanism(
         sigma, sampling_prob=rate, value_discretization_interval=interval, pessimistic_estimate=True
     )
@@ -370,6 +412,10 @@ def _interval(groups: Sequence[_Group], cells: int) -> float:
     Any interval is sound. Powers of two nest the grids, and the width grows with every step and
     falls with noise, so that rounding never makes more noise or fewer steps look dearer.
     """
+    # a zCDP mechanism is about as wide as the Gaussian of its rho
+    groups = [
+        (sigma, rate, n) if rate else ((2 * sigma) ** -0.5, 1.0, n) for sigma, rate, n in groups
+    ]
     single = max(1 / (2 * sigma**2) + 10 / sigma for sigma, _, _ in groups)
     mean, variance = 0.0, 0.0
     for sigma, rate, steps in groups:
