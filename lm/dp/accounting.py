@@ -160,6 +160,8 @@ def compose_rdp(events: Iterable[Event], delta: float) -> float:
     groups = _history(events, delta)
     if groups is None:
         return math.inf
+    if not groups:
+        return 0.0
     # here, because it loads torch, which no ledger needs
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis import rdp
