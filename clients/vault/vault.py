@@ -27,7 +27,7 @@ from fedduet.clients.vault.synthesis import write_demonstrations
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.models.card import add_metric
-from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise
+from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise, derive
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
 from fedduet.wire.codec import Arrays
@@ -125,7 +125,7 @@ class Vault:
             event.noise_multiplier,
             request.per_label,
             self._randomness(request.round),
-            request.seed,
+            derive(request.seed, "site", self.config.client),
             keep=(
                 kept := self.config.folder / "models" / request.run / f"generator-{request.round}"
             ),
@@ -164,17 +164,24 @@ class Vault:
         rules.check_learn(weights_policy, request, self._units)
         rules.check_rows(request.data, len(self.task.labels))
         slm = self._slm(request.run)
-        steps = slm.train(request, split, arrays or {})
+        trained = slm.train(request, split, arrays or {})
         kept = self.config.folder / "models" / request.run / request.model
-        write_slm_card(kept, self.config, self.task, self.domain, request, len(split.train), steps)
+        write_slm_card(
+            kept, self.config, self.task, self.domain, request, len(split.train), trained.steps
+        )
         # no finer: it depends on the lengths of private texts
         seconds = round(time.monotonic() - began, 1)
+        # they follow the number of rows, which is told only where it is the number of units
+        told = self.config.policy.unit == "record"
         learned = Learned(
-            request.model,
-            len(split.train) if request.private else 0,
-            len(request.data),
-            steps,
-            seconds,
+            model=request.model,
+            units=self._units if request.private else 0,
+            generated_rows=len(request.data),
+            steps=trained.steps if told else None,
+            private_passes=trained.private_passes if told else None,
+            generated_passes=trained.generated_passes if told else None,
+            checkpoint=trained.checkpoint,
+            seconds=seconds,
         )
         if not request.share_weights:
             return learned, None
@@ -374,12 +381,10 @@ class Vault:
         return feedback.embed(texts, self.config.scorer_embedding, self.config.slm, private)
 
     def _slm(self, run: str, folder: Path | None = None) -> SLM:
-        config = self.config.slm
-        if self.config.pooled:  # an upper bound: it may take as many steps as all sites together
-            config = config.model_copy(
-                update={"max_steps": config.max_steps * len(self.task.clients)}
-            )
-        return SLM(config, len(self.task.labels), (folder or self.config.folder) / "models" / run)
+        config = self.config
+        sites = len(self.task.clients) if config.pooled else 1
+        kept = (folder or config.folder) / "models" / run
+        return SLM(config.slm, len(self.task.labels), kept, config.client, sites)
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
         """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open
