@@ -194,7 +194,7 @@ def test_hardly_any_noise_is_still_bounded():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"kind": "laplace"}, "'laplace'; allowed: poisson_gaussian, gaussian, none"),
+        ({"kind": "laplace"}, "'laplace'; allowed: poisson_gaussian, gaussian, zcdp, none"),
         ({"kind": "gaussian", "noise_multiplier": 0.0}, "noise_multiplier: found 0.0"),
         ({"kind": "gaussian", "noise_multiplier": math.nan}, "noise_multiplier: found nan"),
         ({"kind": "gaussian", "noise_multiplier": 1.0, "steps": 5}, "count for gaussian"),
