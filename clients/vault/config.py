@@ -31,6 +31,7 @@ class GeneratorConfig(DPConfig):
     # times the missing number is sampled again before fewer are released [O]
     attempts: int = pydantic.Field(4, ge=1)
     sample_batch: int = pydantic.Field(64, ge=1)
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
 
 
 class PrivacyConfig(Section):

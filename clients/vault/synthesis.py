@@ -10,6 +10,7 @@ from pathlib import Path
 from fedduet.clients.vault.config import GeneratorConfig
 from fedduet.lm.decoding.sample import sample_texts
 from fedduet.lm.dp.dpsgd import TrainReport, prepare_generator, train_generator
+from fedduet.lm.models.device import chosen_device
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer, merged
 from fedduet.lm.models.save import keep_trained
 from fedduet.lm.randomness import NoiseSource, derive
@@ -40,10 +41,10 @@ def write_demonstrations(
     post-processing of the DP model. `keep`: a folder that gets the trained generator: its adapter,
     or, of full training, all of it.
     """
-    path = resolve(config.path)
+    path, device = resolve(config.path), str(chosen_device(config.device, "generator.device"))
     tokenizer = load_tokenizer(path, generates=True)
     model = prepare_generator(
-        load_causal_lm(path, tokenizer=tokenizer), config, derive(seed, "generator")
+        load_causal_lm(path, device=device, tokenizer=tokenizer), config, derive(seed, "generator")
     )
     controls = [task.control(record.domain or domain, record.label) for record in records]
     report = train_generator(

@@ -36,6 +36,10 @@ class LossBatch:
         """B / group."""
         return len(self.ids) // self.group
 
+    def to(self, device: torch.device) -> LossBatch:
+        """The same on another device."""
+        return LossBatch(self.ids.to(device), self.weights.to(device), self.group)
+
     def only(self, units: torch.Tensor) -> LossBatch:
         """The units where bool [units] is true."""
         rows = units.repeat_interleave(self.group)
@@ -121,9 +125,9 @@ def vmap_engine(model: Any, autocast: bool) -> Iterator[Engine]:
         values: dict[str, torch.Tensor], ids: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         # a constant, so that models may look at it under vmap
-        everything = torch.ones(ids.shape, dtype=torch.int64)
+        everything = torch.ones(ids.shape, dtype=torch.int64, device=ids.device)
         inputs = {"input_ids": ids, "attention_mask": everything, "use_cache": False}
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
             logits = functional_call(model, values, kwargs=inputs).logits
         return row_losses(logits, ids, weights).sum()
 
@@ -152,8 +156,9 @@ def hooks_engine(model: Any, autocast: bool) -> Iterator[Engine]:
 
     def add(batch: LossBatch, total: ClippedSum) -> None:
         # GPT-2's own have batch size 1
-        positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        device = batch.ids.device
+        positions = torch.arange(batch.ids.shape[1], device=device).expand(batch.ids.shape)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = model(
                 input_ids=batch.ids,
                 position_ids=positions,

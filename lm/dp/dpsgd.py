@@ -167,7 +167,8 @@ def train_generator(
     )
     engine, multiple = engine or ENGINES[config.engine], width_multiple(model)
     sizes = []
-    with engine(model, use_bf16(config.precision)) as add:
+    device = next(iter(parameters.values())).device
+    with engine(model, use_bf16(config.precision, device.type)) as add:
         for step in range(steps):
             chosen = [
                 some_rows(units[i], config.records_per_user, randomness)
@@ -178,12 +179,9 @@ def train_generator(
             at_once = max(1, config.micro_batch // max(map(len, chosen), default=1))
             for micro in by_length(sizes_in_memory, at_once):
                 batch = [[rows[i] for i in chosen[place]] for place in micro]
-                add(
-                    unit_batch(
-                        batch, tokenizer.pad_token_id, not config.mask_control_code, multiple
-                    ),
-                    total,
-                )
+                learn_context = not config.mask_control_code
+                units_of_rows = unit_batch(batch, tokenizer.pad_token_id, learn_context, multiple)
+                add(units_of_rows.to(device), total)
             set_noisy_gradients(parameters, total, noise_multiplier, rate * len(units), randomness)
             if watch:
                 watch(step, {name: parameter.grad for name, parameter in parameters.items()})

@@ -39,10 +39,11 @@ def check_llm(config: LLMConfig) -> None:
     """Raises ConfigError for what can be seen without loading weights: folders, the key's variable,
     the device, the script."""
     if config.engine == "transformers":
+        from fedduet.lm.models.device import chosen_device
         from fedduet.lm.models.load import check_model_folder
 
         check_model_folder(str(config.path), "llm.path", causal=True)
-        _device(config.device)
+        chosen_device(config.device, "llm.device")
     elif config.engine == "openai":
         if config.api_key_env and not os.environ.get(config.api_key_env):
             raise ConfigError(
@@ -65,37 +66,6 @@ def _check_tokenizer_folder(path: str) -> None:
         raise ConfigError(f"llm.tokenizer: {path} has no tokenizer; {' or '.join(names)} is needed")
 
 
-def _device(name: str) -> Any:
-    """The torch device; "auto" is CUDA, then MPS, then the CPU."""
-    import torch
-
-    if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"llm.device: found {name!r}, allowed: auto, cpu, cuda, cuda:N, mps"
-        ) from None
-    there = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(device.type, 0)
-    if (device.index or 0) >= there:
-        raise ConfigError(
-            f"llm.device: found {name!r}, but this machine has {there} of kind {device.type}; use"
-            " auto or cpu"
-        )
-    return device
-
-
 def _dtype(precision: str, device: Any) -> Any:
     """bf16 where the hardware multiplies in it (then it is the faster one), float32 elsewhere."""
     import torch
@@ -110,6 +80,7 @@ def _dtype(precision: str, device: Any) -> Any:
 
 
 def _load_transformers(config: LLMConfig) -> LLM:
+    from fedduet.lm.models.device import chosen_device
     from fedduet.lm.models.load import is_folder, load_tokenizer, quiet
     from fedduet.server.llm.transformers_engine import TransformersLLM
     from transformers import AutoModelForCausalLM
@@ -119,7 +90,7 @@ def _load_transformers(config: LLMConfig) -> LLM:
         if is_folder(str(config.path))
         else str(config.path)
     )
-    device = _device(config.device)
+    device = chosen_device(config.device, "llm.device")
     try:
         tokenizer = load_tokenizer(path)
         if config.form == "chat" and not tokenizer.chat_template:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedduet.conf.check import ConfigError
+from fedduet.lm.models.embedded import embedded_folder, is_embedded, title
 from fedduet.lm.pretraining.config import PretrainConfig
 from fedduet.lm.pretraining.corpus import Source
 from fedduet.lm.pretraining.pretrain import PretrainStep, pretrain
@@ -85,9 +86,11 @@ def cache_folder() -> Path:
 
 
 def resolve(path: str) -> str:
-    """`path`, or the folder of the built-in model it names, made first when it is not there. Raises
-    ConfigError for an unknown one."""
-    return str(_ensure(path.removeprefix(PREFIX))) if path.startswith(PREFIX) else path
+    """`path`, or the folder of the built-in or embedded model (or GGUF file) it names, made first
+    when it is not there. Raises ConfigError for an unknown one."""
+    if path.startswith(PREFIX):
+        return str(_ensure(path.removeprefix(PREFIX)))
+    return str(embedded_folder(path, cache_folder())) if is_embedded(path) else path
 
 
 def is_made(path: str) -> bool:
@@ -101,6 +104,8 @@ def describe(path: str) -> str:
     """How reports name a model: the built-in ones say that they are stand-ins."""
     if path.startswith(PREFIX):
         return f"built-in world, stand-in {path.removeprefix(PREFIX).upper()}"
+    if is_embedded(path):
+        return title(path)
     return Path(path).name if path else ""
 
 
