@@ -1,7 +1,8 @@
 """Privacy accounting: what mechanisms ran, what they cost together, and how much noise a planned
 one needs.
 
-Events are composed; epsilons are never added. The neighbouring data sets differ by one record added
+Events that were fixed beforehand are composed here, those that somebody chose after seeing answers
+in `adaptive`; epsilons are never added. The neighbouring data sets differ by one record added
 or removed. The reference is Google's dp-accounting (privacy loss distributions, PLD; Doroshenko et
 al. 2022, "Connect the Dots"), always rounded against us; Opacus' RDP and PRV accountants are there
 to check it against.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,8 +31,8 @@ PRECISION = 1e-3  # relative, of a planned noise multiplier
 
 INTERVAL = 1e-3  # privacy loss per cell of the discretization before it is refined or coarsened
 # [O] cells aimed at for a composed distribution: 0.1 s a call, error under 0.5 % at 10,000 steps
-_CELLS = 2**16
-_SEARCH_CELLS = 2**13  # [O] the same for the first, coarse search of a noise multiplier
+CELLS = 2**16
+SEARCH_CELLS = 2**13  # [O] the same for the first, coarse search of a noise multiplier
 
 _Group = tuple[float, float, int]  # noise multiplier, sample rate, steps; (rho, 0.0, 1) for zCDP
 
@@ -127,6 +128,14 @@ class Event:
                 f"event: found keys {sorted(values)}; allowed: kind and the fields of that kind"
             ) from error
 
+    def times(self, rounds: int) -> Event:
+        """The plan of `rounds` such releases."""
+        if self.kind == "gaussian":
+            return replace(self, count=self.count * rounds)
+        if self.kind == "poisson_gaussian":
+            return replace(self, steps=self.steps * rounds)
+        return replace(self, rho=self.rho * rounds)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields that matter for this kind, as JSON values."""
         fields = {
@@ -151,17 +160,15 @@ def compose(events: Iterable[Event], delta: float) -> float:
     events add; alone their epsilon is `zcdp.epsilon_of`, beside others they are composed as the
     privacy profile that no mechanism of that rho exceeds (`zcdp.profile`).
     """
-    return _compose(events, delta, _CELLS)
+    return _compose(events, delta, CELLS)
 
 
 def compose_rdp(events: Iterable[Event], delta: float) -> float:
     """The same by Renyi DP (Opacus; rho alpha for zCDP): looser than `compose`, never an estimate
     from below."""
     groups = _history(events, delta)
-    if groups is None:
-        return math.inf
     if not groups:
-        return 0.0
+        return math.inf if groups is None else 0.0
     # here, because it loads torch, which no ledger needs
     from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis import rdp
@@ -208,10 +215,9 @@ def noise_multiplier_for(
     sample_rate: float,
     steps: int,
     rounds: int = 1,
-    spent: Sequence[Event] = (),
 ) -> float:
-    """The smallest noise multiplier with which `rounds` times `steps` Poisson steps, on top of
-    `spent`, stay within `epsilon` at `delta`.
+    """The smallest noise multiplier with which `rounds` times `steps` Poisson steps stay within
+    `epsilon` at `delta`. On top of what was spent: `adaptive.noise_multiplier_on_top`.
 
     Rounded up, at most PRECISION above the true value. 0.0 for an infinite epsilon (train without
     noise and call the event "none"). Raises BudgetError when no noise is enough, ValueError for an
@@ -224,31 +230,19 @@ def noise_multiplier_for(
     if math.isinf(epsilon):
         return 0.0
     Event.poisson_gaussian(1.0, sample_rate, steps)  # raises for a bad sample rate or steps
-    already = compose(spent, delta)
-    if already >= epsilon:
-        raise BudgetError(
-            f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent already, so no noise"
-            " makes room for another release"
-        )
 
     def fits(cells: int) -> Callable[[float], bool]:
         def check(sigma: float) -> bool:
-            return (
-                _compose(
-                    [*spent, Event.poisson_gaussian(sigma, sample_rate, steps * rounds)],
-                    delta,
-                    cells,
-                )
-                <= epsilon
-            )
+            plan = Event.poisson_gaussian(sigma, sample_rate, steps * rounds)
+            return _compose([plan], delta, cells) <= epsilon
 
         return check
 
-    coarse = _smallest(
-        fits(_SEARCH_CELLS), low=SMALLEST_NOISE, high=LARGEST_NOISE, start=1.0, ratio=2.0
+    coarse = smallest(
+        fits(SEARCH_CELLS), low=SMALLEST_NOISE, high=LARGEST_NOISE, start=1.0, ratio=2.0
     )
-    sigma = _smallest(
-        fits(_CELLS),
+    sigma = smallest(
+        fits(CELLS),
         low=SMALLEST_NOISE,
         high=LARGEST_NOISE,
         start=coarse or LARGEST_NOISE,
@@ -256,15 +250,14 @@ def noise_multiplier_for(
     )
     if sigma is None:
         raise BudgetError(
-            f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent, and {rounds} x {steps}"
-            f" steps at sample rate {sample_rate:.4g} do not fit the rest with any noise multiplier"
-            f" up to {LARGEST_NOISE:g}; allowed: fewer steps, a smaller sample rate, or a larger"
-            " budget"
+            f"budget {epsilon:g} at delta {delta:g}: {rounds} x {steps} steps at sample rate"
+            f" {sample_rate:.4g} do not fit it with any noise multiplier up to {LARGEST_NOISE:g};"
+            " allowed: fewer steps, a smaller sample rate, or a larger budget"
         )
     return sigma
 
 
-def _smallest(
+def smallest(
     fits: Callable[[float], bool], low: float, high: float, start: float, ratio: float
 ) -> float | None:
     """The smallest value in [low, high] that `fits` (monotone), within PRECISION; None when `high`
@@ -357,7 +350,7 @@ def _epsilon(groups: tuple[_Group, ...], delta: float, cells: int) -> float:
         return 0.0
     if len(groups) == 1 and groups[0][1] == 1.0:
         # Balle and Wang 2018, Theorem 8
-        return _smallest_epsilon(GaussianPrivacyLoss(groups[0][0]).get_delta_for_epsilon, delta)
+        return smallest_epsilon(GaussianPrivacyLoss(groups[0][0]).get_delta_for_epsilon, delta)
     if len(groups) == 1 and groups[0][1] == 0.0:
         return zcdp.epsilon_of(groups[0][0], delta)
     interval = _interval(groups, cells)
@@ -370,10 +363,10 @@ def _epsilon(groups: tuple[_Group, ...], delta: float, cells: int) -> float:
     if epsilon < 500:
         return epsilon
     # above 700 the other way underflows: exp(-epsilon)
-    return _smallest_epsilon(composed.get_delta_for_epsilon, delta)
+    return smallest_epsilon(composed.get_delta_for_epsilon, delta)
 
 
-def _smallest_epsilon(delta_at: Callable[[float], float], delta: float) -> float:
+def smallest_epsilon(delta_at: Callable[[float], float], delta: float) -> float:
     """The smallest epsilon whose delta is at most `delta`, rounded up by at most 1e-9 of itself;
     infinite beyond 1e12."""
     if delta_at(0.0) <= delta:
@@ -387,6 +380,12 @@ def _smallest_epsilon(delta_at: Callable[[float], float], delta: float) -> float
         middle = (low + high) / 2
         low, high = (middle, high) if delta_at(middle) > delta else (low, middle)
     return high
+
+
+def distribution_of(event: Event, cells: int = CELLS) -> pld.PrivacyLossDistribution:
+    """The privacy loss distribution of one event that is not "none", rounded against us."""
+    groups = _groups([event]) or ()
+    return _distribution(groups, _interval(groups, cells))
 
 
 @lru_cache(maxsize=128)

@@ -3,6 +3,7 @@ answers in text."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedduet.lm.models.batch import Encoded, encode_document, endless_by_length,
 from fedduet.lm.models.load import attach_lora, trainable
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive, numpy_generator
-from fedduet.lm.training.classify import SLMConfig, planned_training_steps, schedule
+from fedduet.lm.training.classify import SLMConfig, schedule
 from fedduet.lm.training.tune import answer_logprobs
 
 
@@ -36,7 +37,7 @@ def train_causal(
     phase: str = "train",
 ) -> tuple[Any, int]:
     """`model` (or a LoRA of it) trained on the answers of (prompt, answer) pairs, in eval mode, and
-    the steps taken (`planned_training_steps`; its last checkpoint).
+    the steps taken.
 
     Every step takes the mean over the answers' tokens of `config.batch_size` rows; AdamW, linear
     warm-up and decay. Raises ValueError when no pair fits `config.max_tokens`.
@@ -55,7 +56,10 @@ def train_causal(
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    steps = planned_training_steps(config, len(rows))
+    steps = min(
+        max(math.ceil(config.epochs * len(rows) / config.batch_size), config.min_steps, 1),
+        config.max_steps,
+    )
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule(step, steps, config.warmup)
     )

@@ -20,10 +20,6 @@ from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive, numpy_generator
 from torch.nn import functional
 
-# validation rows that a checkpoint may be chosen by: the standard error of an accuracy of .8 is 4
-# points with 100 [O]
-VALIDATES = 100
-
 
 class SLMConfig(Section):
     """The small model of a site and how it is trained; conf/slm/*.yaml say how their values were
@@ -39,20 +35,19 @@ class SLMConfig(Section):
     learning_rate: float = pydantic.Field(default=1e-4, gt=0)
     # the head, new and random, learns this many times faster
     head_factor: float = pydantic.Field(default=1.0, gt=0)
-    # passes over the private rows, the same for every method, see planned_training_steps
+    # passes over the larger of the two sets, see planned_training_steps
     epochs: float = pydantic.Field(default=15.0, gt=0)
     min_steps: int = pydantic.Field(default=0, ge=0)
-    max_steps: int = pydantic.Field(default=2000, ge=1)
-    # private rows a step; where there are generated texts, as many of them beside
-    batch_size: int = pydantic.Field(default=16, ge=1)
+    max_steps: int = pydantic.Field(default=300, ge=1)
+    # rows a step; half of each set when there are two
+    batch_size: int = pydantic.Field(default=16, ge=2)
     max_tokens: int = pydantic.Field(default=128, ge=4)
     warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # the last checkpoint, or the one with the highest validation accuracy, which takes VALIDATES
-    # validation rows at least
-    select: Literal["last", "accuracy"] = "last"
-    # how often validation accuracy is measured, evenly spaced, for "accuracy"
+    # checkpoint with the lowest validation loss, or the last
+    select: Literal["best", "last"] = "best"
+    # how often the validation loss is measured, evenly spaced, for "best"
     evaluations: int = pydantic.Field(default=6, ge=1)
 
 
@@ -70,17 +65,16 @@ class Examples:
     soft_labels: Sequence[Sequence[float]] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClassifierReport:
-    """What ran. Passes: how often a row of the set was seen on the mean. `best_step`: of the kept
-    checkpoint. `validation` (step of the last stage, accuracy) is of private texts and stays at
+    """What ran. `validation_losses` (step of the last stage, loss) are of private texts and stay at
     the site."""
 
     steps: int
-    private_passes: float
-    generated_passes: float
+    private_rows: int
+    generated_rows: int
     best_step: int
-    validation: tuple[tuple[int, float], ...]
+    validation_losses: tuple[tuple[int, float], ...]
     seconds: float
 
 
@@ -103,17 +97,18 @@ def prepare_classifier(model: Any, config: SLMConfig, seed: int = 0) -> Any:
     return model.requires_grad_(True)
 
 
-def planned_training_steps(config: SLMConfig, rows: int, sites: int = 1) -> int:
-    """Steps of a training on so many private rows (or, without any, generated ones): `epochs`
-    passes over them, within [min_steps, max_steps].
+def planned_training_steps(config: SLMConfig, private: int, generated: int) -> int:
+    """Steps of a training on sets of these sizes: `epochs` passes over the set that takes longest,
+    within [min_steps, max_steps].
 
-    Generated texts beside private rows change nothing: every method sees a private row equally
-    often, whatever comes with it. `rows` of several `sites` together (the pooled bound) take as
-    many steps as these sites' own trainings in all, so that a row is seen equally often there too.
-    [O]
+    With one set a step takes batch_size rows of it, with two half of each, so the smaller set is
+    repeated more often. [O]
     """
-    each = math.ceil(config.epochs * rows / sites / config.batch_size)
-    return sites * min(max(each, config.min_steps, 1), config.max_steps)
+    share = config.batch_size // 2 if private and generated else config.batch_size
+    return min(
+        max(math.ceil(config.epochs * max(private, generated) / share), config.min_steps, 1),
+        config.max_steps,
+    )
 
 
 def train_classifier(
@@ -127,21 +122,19 @@ def train_classifier(
     validation: Examples | None = None,
     seed: int = 0,
     phase: str = "train",
-    steps: int | None = None,
 ) -> ClassifierReport:
     """Trains the trainable parameters of `model` in place and leaves the selected checkpoint in it,
     in eval mode.
 
     "together": L = CE(private) + weight * CE(generated), each term the MEAN over its own set, so
-    that at weight 1 both sets count the same whatever their sizes: every step draws batch_size
-    rows of each and takes the mean of each part. A row's own weight w_i enters as w_i / mean(w), so
+    that at weight 1 both sets count the same whatever their sizes: every step draws batch_size / 2
+    rows of each and takes the mean of each half. A row's own weight w_i enters as w_i / mean(w), so
     the second term is sum(w_i CE_i) / sum(w_i). Soft labels replace the hard one in CE.
     "generated_first": a training on the generated set, then one on the private set, each with its
-    own schedule and as many steps; `weight` has no part. `steps`: of a stage, else what
-    `planned_training_steps` says. AdamW, linear warm-up and decay. "accuracy" keeps the trainable
-    weights that were right most often on `validation`, of equals the last. Two calls with one seed
-    give the same weights on one machine. Raises ValueError for an empty training, unfit rows, or
-    too few to validate by.
+    own schedule; `weight` has no part. AdamW, linear warm-up and decay. "best" keeps the trainable
+    weights with the lowest mean CE on `validation` in memory (none given: the last). Two calls with
+    one seed give the same weights on one machine. Raises ValueError for an empty training or unfit
+    rows.
     """
     if order not in ("together", "generated_first"):
         raise ValueError(f"order: found {order!r}; allowed: together, generated_first")
@@ -155,14 +148,7 @@ def train_classifier(
     }
     if weight == 0 and order == "together":
         sets["generated"] = None
-    held = None
-    if config.select == "accuracy":
-        held = _prepared(tokenizer, validation or Examples(), config, classes, "validation")
-        if held is None or len(held.ids) < VALIDATES:
-            raise ValueError(
-                f"slm.select: accuracy needs {VALIDATES} validation rows and there are fewer;"
-                " allowed here: last"
-            )
+    held = _prepared(tokenizer, validation or Examples(), config, classes, "validation")
     parts = [(sets["private"], 1.0), (sets["generated"], weight if sets["private"] else 1.0)]
     stages = (
         [parts] if order == "together" else [[(sets["generated"], 1.0)], [(sets["private"], 1.0)]]
@@ -170,46 +156,48 @@ def train_classifier(
     stages = [stage for stage in ([part for part in stage if part[0]] for stage in stages) if stage]
     if not stages:
         raise ValueError("found no private and no generated texts to train on")
-    each = steps or planned_training_steps(config, len((sets["private"] or stages[0][0][0]).ids))
-    total = each * len(stages)
-    keeper = _Keeper(model, held, config, tokenizer.pad_token_id)
+    lengths = [
+        planned_training_steps(
+            config, len(stage[0][0].ids), len(stage[1][0].ids) if len(stage) > 1 else 0
+        )
+        for stage in stages
+    ]
+    keeper = _Keeper(
+        model, held if config.select == "best" else None, config, tokenizer.pad_token_id
+    )
     done = 0
     with torch.random.fork_rng(devices=[]), eager_attention(model):
         torch.manual_seed(derive(seed, "dropout"))
-        for number, stage in enumerate(stages):
+        for number, (stage, steps) in enumerate(zip(stages, lengths, strict=True)):
             last = number == len(stages) - 1
             draws = [
                 endless_by_length(
-                    part.lengths, config.batch_size, numpy_generator(seed, "batches", number, i)
+                    part.lengths,
+                    config.batch_size // len(stage),
+                    numpy_generator(seed, "batches", number, i),
                 )
                 for i, (part, _) in enumerate(stage)
             ]
 
             def on_progress(step: int, before: int = done) -> None:
-                report(phase, before + step, total, "steps")
+                report(phase, before + step, sum(lengths), "steps")
 
             _run_stage(
                 model,
                 tokenizer.pad_token_id,
                 stage,
                 draws,
-                each,
+                steps,
                 config,
                 keeper if last else None,
                 on_progress,
             )
-            done += each
-    best = keeper.restore(each) + total - each
+            done += steps
+    best = keeper.restore(lengths[-1]) + done - lengths[-1]
     model.eval()
-    seen = config.batch_size * each
-    passes = {name: seen / len(part.ids) if part else 0.0 for name, part in sets.items()}
+    rows = [len(part.ids) if part else 0 for part in (sets["private"], sets["generated"])]
     return ClassifierReport(
-        steps=total,
-        private_passes=passes["private"],
-        generated_passes=passes["generated"],
-        best_step=best,
-        validation=tuple(keeper.accuracies),
-        seconds=time.monotonic() - began,
+        done, rows[0], rows[1], best, tuple(keeper.losses), time.monotonic() - began
     )
 
 
@@ -323,28 +311,28 @@ def _prepared(
 
 
 class _Keeper:
-    """Holds the trainable weights that had the highest validation accuracy."""
+    """Holds the trainable weights that had the lowest validation loss."""
 
     def __init__(self, model: Any, held: _Set | None, config: SLMConfig, pad_id: int) -> None:
         self._model, self._held, self._config, self._pad_id = model, held, config, pad_id
         self._best: tuple[float, int, dict[str, torch.Tensor]] | None = None
-        self.accuracies: list[tuple[int, float]] = []
+        self.losses: list[tuple[int, float]] = []
 
     def measure(self, step: int) -> None:
-        if (held := self._held) is None:
+        if self._held is None:
             return
         self._model.eval()
-        right = 0
+        total = 0.0
         with torch.no_grad():
-            for chosen in by_length(held.lengths, 32):
-                rows = [held.ids[i] for i in chosen]
-                logits = _logits(self._model, rows, self._pad_id, self._config.precision)
-                right += int((logits.argmax(-1) == held.targets[chosen].argmax(-1)).sum())
-        accuracy = right / len(held.ids)
-        self.accuracies.append((step, accuracy))
-        if self._best is None or accuracy >= self._best[0]:
+            for chosen in by_length(self._held.lengths, 32):
+                total += float(
+                    _losses(self._model, self._held, chosen, self._pad_id, self._config).sum()
+                )
+        loss = total / len(self._held.ids)
+        self.losses.append((step, loss))
+        if self._best is None or loss < self._best[0]:
             self._best = (
-                accuracy,
+                loss,
                 step,
                 {name: p.detach().clone() for name, p in trainable(self._model).items()},
             )
