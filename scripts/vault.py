@@ -113,7 +113,7 @@ def figures(config: SiteConfig) -> dict[str, Any]:
         True,
         unit=config.policy.unit,
     )
-    spent = ledger.spent()
+    spent, fixed = ledger.spent(), ledger.spent_if_fixed()
     return {
         "client": config.client,
         "records": records,
@@ -121,6 +121,7 @@ def figures(config: SiteConfig) -> dict[str, Any]:
         "delta": delta,
         "epsilon_total": config.policy.epsilon_total,
         "epsilon_spent": spent if math.isfinite(spent) else None,
+        "epsilon_if_fixed": fixed if math.isfinite(fixed) else None,
         "measurements": Releases(config.folder / "measurements").count(),
         "measurements_allowed": config.policy.maximum_measurements,
         "charges": [
@@ -130,6 +131,7 @@ def figures(config: SiteConfig) -> dict[str, Any]:
                 "what": one.what,
                 "released": one.released,
                 "event": one.event.to_dict(),
+                "rounds": one.rounds,
             }
             for one in ledger.entries()
         ],
@@ -159,6 +161,7 @@ def status(config: SiteConfig, as_json: bool) -> int:
         "no formal guarantee: something left unprotected"
         if spent is None
         else f"epsilon {spent:.3f} of {found['epsilon_total']:g} spent"
+        f" ({found['epsilon_if_fixed']:.3f} had all plans been fixed beforehand)"
     )
     console.print(
         f"{said} for each {found['unit']} (delta {found['delta']:g}, {found['records']}"

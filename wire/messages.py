@@ -50,7 +50,8 @@ class Receipt:
     it.
 
     `epsilon` and `delta` are of this release alone, `epsilon_total` of everything the site's ledger
-    holds, this release included, at the same delta. `math.inf` stands for "no formal guarantee".
+    holds, this release and what its plan paid for ahead included, at the same delta, against a
+    server that adapts. `math.inf` stands for "no formal guarantee".
     """
 
     mechanism: str  # e.g. "dp-sgd", "gaussian-votes", "none"
@@ -64,9 +65,13 @@ class Receipt:
     clip: float = 0.0
     # n, how many units there are, public by our choice: the sample rate states it anyway
     records: int = 0
-    accountant: str = "pld"
+    accountant: str = "pld, gdp filter"
     # what the guarantee is for: one "record", or one "user" with all their records
     unit: str = "record"
+    # `epsilon_total` had every plan been fixed beforehand; smaller, and no guarantee
+    epsilon_fixed: float = 0.0
+    # the check of the ledger's line: whoever keeps receipts sees a ledger that lost lines
+    ledger_head: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,10 +194,7 @@ class Learn:
     weight: float = 1.0  # lambda of L = CE(D_private) + lambda * CE(D_generated)
     order: str = "together"  # or "generated_first"
     start: str | None = None  # continue from this model of the site; None: the SLM's public start
-    # of the steps that the site plans for such a training, after `begun` of them were taken in
-    # earlier rounds: parts that add up to 1 are one training, to the step
-    part: float = 1.0
-    begun: float = 0.0
+    part: float = 1.0  # of the steps that the site plans for such a training
     share_weights: bool = False  # return the trainable weights (FedAvg); the policy must agree
     # "pooled": all sites' records together, an upper bound that only a simulation can measure
     scope: str = "own"
@@ -204,35 +206,20 @@ class Learn:
             raise ValueError(f"weight: found {self.weight}; allowed: a finite number of 0 or more")
         if self.order not in ("together", "generated_first"):
             raise ValueError(f"order: found {self.order!r}; allowed: together, generated_first")
-        if not (0 < self.part <= 1 and 0 <= self.begun < 1 and self.part + self.begun < 1 + 1e-9):
-            raise ValueError(
-                f"part: found {self.part} after {self.begun}; allowed: above 0, together at most 1"
-            )
+        if not 0 < self.part <= 1:
+            raise ValueError(f"part: found {self.part}; allowed: above 0, at most 1")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Learned:
-    """What a site says of a training: public numbers and its time, no losses of private text.
-
-    `units`: of privacy in the training rows, n of every receipt (0: no private row was asked for).
-    Steps follow the number of private rows, and so do passes (how often a row was seen on the
-    mean); where a unit is a user, that number is private, and the three are None.
-    """
+    """What a site says of a training: public sizes and its time, no losses of private text."""
 
     model: str
-    units: int
+    private_rows: int
     generated_rows: int
-    steps: int | None
-    private_passes: float | None
-    generated_passes: float | None
-    checkpoint: str  # "last", or "accuracy": the best on validation rows
+    steps: int
     seconds: float
     receipt: Receipt | None = None  # present when weights left
-
-    @property
-    def private_rows(self) -> int:
-        """What FedAvg weighs a site by."""
-        return self.units
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class ReasoningVault:
         train = self._questions.train
         rules.check_learn(self.config.policy, request, len(train))
         tokenizer, base = self._base()
-        seed = derive(request.seed, "private SLM", self.config.client)
+        seed = derive(request.seed, "private SLM")
         model, steps = train_causal(
             base,
             tokenizer,
@@ -92,16 +92,7 @@ class ReasoningVault:
         )
         self._answering.clear()
         return (
-            Learned(
-                model=request.model,
-                units=len(train),
-                generated_rows=0,
-                steps=steps,
-                private_passes=self.config.slm.batch_size * steps / len(train),
-                generated_passes=0.0,
-                checkpoint="last",
-                seconds=round(time.monotonic() - began, 1),
-            ),
+            Learned(request.model, len(train), 0, steps, round(time.monotonic() - began, 1)),
             None,
         )
 

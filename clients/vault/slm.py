@@ -4,7 +4,6 @@ plain Hugging Face folders."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,29 +32,11 @@ def examples(records: Sequence[Record]) -> Examples:
     return Examples([record.text for record in records], [record.label for record in records])
 
 
-@dataclass(frozen=True)
-class Trained:
-    """Steps of a training and how often it saw a private and a generated row on the mean;
-    `checkpoint`: how the kept one was chosen."""
-
-    steps: int
-    private_passes: float
-    generated_passes: float
-    checkpoint: str
-
-
 class SLM:
-    """All SLMs of one run at one site, by name, in `folder`/<name>.
+    """All SLMs of one run at one site, by name, in `folder`/<name>."""
 
-    `owner`: the site's name, so that each site draws its own head, order of rows and dropout;
-    `sites`: how many sites' rows are trained on (the pooled bound).
-    """
-
-    def __init__(
-        self, config: SLMConfig, classes: int, folder: Path, owner: str, sites: int = 1
-    ) -> None:
+    def __init__(self, config: SLMConfig, classes: int, folder: Path) -> None:
         self._config, self._classes, self._folder = config, classes, folder
-        self._owner, self._sites = owner, sites
         self._path = resolve(config.path)
         self._shared: dict[str, Arrays] = {}
 
@@ -63,24 +44,25 @@ class SLM:
     def _tokenizer(self) -> Any:
         return load_tokenizer(self._path)
 
-    def train(self, request: Learn, split: Split, arrays: Arrays) -> Trained:
+    def train(self, request: Learn, split: Split, arrays: Arrays) -> int:
         """Train from the public start (or `request.start`, or the shared `arrays`) and keep the
-        model.
-
-        Steps follow the private rows alone, whatever texts come beside them. Weights that are
-        averaged have one start at all sites.
-        """
+        model; returns the steps taken."""
         sharing = request.share_weights or bool(arrays)
         config = self._config
         if sharing:
             config = config.model_copy(update={"method": config.share, "select": "last"})
+        if request.part < 1:
+            planned = planned_training_steps(
+                config, len(split.train) if request.private else 0, len(request.data)
+            )
+            steps = max(1, round(request.part * planned))
+            config = config.model_copy(update={"min_steps": steps, "max_steps": steps})
         start = self._path if request.start is None else str(self._kept(request.start))
-        public = request.seed if sharing else derive(request.seed, "site", self._owner)
-        model = load_classifier(start, self._classes, derive(public, "head"), self._tokenizer)
-        model = prepare_classifier(model, config, derive(public, "adapter"))
+        model = load_classifier(start, self._classes, derive(request.seed, "head"), self._tokenizer)
+        model = prepare_classifier(model, config, derive(request.seed, "adapter"))
         if arrays:
             set_trainable_arrays(model, arrays)
-        trained = Trained(0, 0.0, 0.0, config.select)
+        steps = 0
         if request.private or len(request.data):
             private = examples(split.train) if request.private else Examples()
             report = train_classifier(
@@ -92,26 +74,15 @@ class SLM:
                 weight=request.weight,
                 order=request.order,
                 validation=examples(split.validation),
-                # of several parts, each in an order of its own
-                seed=derive(request.seed, "slm", self._owner, str(request.begun)),
+                seed=derive(request.seed, "slm"),
                 phase=f"train {request.model}",
-                steps=self._steps(request, config, len(private.texts) or len(request.data)),
             )
-            trained = Trained(
-                report.steps, report.private_passes, report.generated_passes, config.select
-            )
+            steps = report.steps
         if request.share_weights:
             self._shared[request.model] = trainable_arrays(model)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         save_model(model, self._tokenizer, self._folder / request.model)
-        return trained
-
-    def _steps(self, request: Learn, config: SLMConfig, rows: int) -> int:
-        """Of a whole training, or of the `part` of it that this request is: parts that add up to 1
-        make the whole."""
-        whole = planned_training_steps(config, rows, self._sites)
-        ends = round((request.begun + request.part) * whole)
-        return max(1, ends - round(request.begun * whole))
+        return steps
 
     def weights(self, name: str) -> Arrays:
         """The trainable weights of the model just trained, as FedAvg sends them."""

@@ -27,7 +27,7 @@ from fedduet.clients.vault.synthesis import write_demonstrations
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.models.card import add_metric
-from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise, derive
+from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
 from fedduet.wire.codec import Arrays
@@ -106,7 +106,7 @@ class Vault:
             )
             return Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
 
-        event = _paid_or_planned(ledger, request.message_id, plan)
+        event = _paid_or_planned(ledger, request.message_id, request.run, "dp-sgd", plan)
         if event.kind == "none" and not self.config.policy.allow_unprotected:
             raise PolicyError(
                 "this message was charged when the site allowed unprotected releases; it does not"
@@ -114,7 +114,13 @@ class Vault:
             )
         count = request.per_label * len(self.task.labels)
         charge = ledger.charge(
-            request.message_id, request.run, "dp-sgd", event, count, epsilon_run=request.epsilon
+            request.message_id,
+            request.run,
+            "dp-sgd",
+            event,
+            count,
+            epsilon_run=request.epsilon,
+            rounds=request.rounds - request.round,
         )
         data, dropped, report = write_demonstrations(
             train,
@@ -125,7 +131,7 @@ class Vault:
             event.noise_multiplier,
             request.per_label,
             self._randomness(request.round),
-            derive(request.seed, "site", self.config.client),
+            request.seed,
             keep=(
                 kept := self.config.folder / "models" / request.run / f"generator-{request.round}"
             ),
@@ -148,6 +154,8 @@ class Vault:
             self.config.generator.clip,
             self._units,
             unit=self.config.policy.unit,
+            epsilon_fixed=charge.epsilon_fixed,
+            ledger_head=charge.head,
         )
         write_generator_card(kept, self.config, self.domain, receipt)
         return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
@@ -164,24 +172,17 @@ class Vault:
         rules.check_learn(weights_policy, request, self._units)
         rules.check_rows(request.data, len(self.task.labels))
         slm = self._slm(request.run)
-        trained = slm.train(request, split, arrays or {})
+        steps = slm.train(request, split, arrays or {})
         kept = self.config.folder / "models" / request.run / request.model
-        write_slm_card(
-            kept, self.config, self.task, self.domain, request, len(split.train), trained.steps
-        )
+        write_slm_card(kept, self.config, self.task, self.domain, request, len(split.train), steps)
         # no finer: it depends on the lengths of private texts
         seconds = round(time.monotonic() - began, 1)
-        # they follow the number of rows, which is told only where it is the number of units
-        told = self.config.policy.unit == "record"
         learned = Learned(
-            model=request.model,
-            units=self._units if request.private else 0,
-            generated_rows=len(request.data),
-            steps=trained.steps if told else None,
-            private_passes=trained.private_passes if told else None,
-            generated_passes=trained.generated_passes if told else None,
-            checkpoint=trained.checkpoint,
-            seconds=seconds,
+            request.model,
+            len(split.train) if request.private else 0,
+            len(request.data),
+            steps,
+            seconds,
         )
         if not request.share_weights:
             return learned, None
@@ -200,6 +201,8 @@ class Vault:
             len(weights),
             records=self._units,
             unit=weights_policy.unit,
+            epsilon_fixed=charge.epsilon_fixed,
+            ledger_head=charge.head,
         )
         return replace(learned, receipt=receipt), weights
 
@@ -251,7 +254,7 @@ class Vault:
             "votes": self._score_by_votes,
             "gaussian": self._score_by_scorer,
         }[request.feedback]
-        scores, charge, epsilon_total = by(request, ledger)
+        scores, charge = by(request, ledger)
         event, name = charge.entry.event, charge.entry.what
         steps = event.count if event.kind == "gaussian" else 0
         clip = {"gaussian-votes": 1.0, "dp-scorer": feedback.CLIP}.get(name, 0.0)
@@ -259,7 +262,7 @@ class Vault:
             self._mechanism(name, event),
             charge.epsilon,
             ledger.delta,
-            epsilon_total,
+            charge.epsilon_total,
             len(scores),
             event.noise_multiplier,
             1.0 if steps else 0.0,
@@ -267,24 +270,28 @@ class Vault:
             clip,
             self._units,
             unit=policy.unit,
+            epsilon_fixed=charge.epsilon_fixed,
+            ledger_head=charge.head,
         )
         return self._releases.keep(request.message_id, Scored(scores, receipt))
 
-    def _score_openly(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
+    def _score_openly(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge]:
         """p(label | text) of the site's own SLM."""
         probabilities = self._slm(request.run).probabilities(request.model, request.data.texts)
         charge = ledger.charge(
             request.message_id, request.run, "scores", Event.none(), len(request.data)
         )
-        return feedback.of_labels(probabilities, request.data.labels), charge, charge.epsilon_total
+        return feedback.of_labels(probabilities, request.data.labels), charge
 
-    def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
+    def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge]:
         """Each unit votes on its own; the noise is planned over all rounds of the run together, on
         top of the whole ledger."""
         left = request.rounds - request.round
         event = _paid_or_planned(
             ledger,
             request.message_id,
+            request.run,
+            "gaussian-votes",
             lambda: self._planned(request, ledger, 1, request.rounds, left),
         )
         classes, labels, vectors = (
@@ -305,6 +312,7 @@ class Vault:
             event,
             len(labels),
             epsilon_run=request.epsilon,
+            rounds=left,
         )
         noisy = feedback.noisy(
             total,
@@ -314,7 +322,7 @@ class Vault:
         scores = feedback.opinions(
             noisy, texts, labels, classes, event.noise_multiplier, self._units
         )
-        return feedback.as_scores(scores), charge, charge.epsilon_total
+        return feedback.as_scores(scores), charge
 
     def _planned(
         self, request: Score, ledger: Ledger, sums: int, rounds: int = 1, left: int = 1
@@ -334,7 +342,7 @@ class Vault:
             )
         return event
 
-    def _score_by_scorer(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge, float]:
+    def _score_by_scorer(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge]:
         """The run's private scorer, trained and charged at the first request with the whole budget
         that the run has for scores."""
         name = f"{request.run}/scorer"
@@ -349,7 +357,11 @@ class Vault:
             scorer = feedback.Scorer.from_bytes(file.read_bytes())
         else:
             event = _paid_or_planned(
-                ledger, name, lambda: self._planned(request, ledger, feedback.STEPS)
+                ledger,
+                name,
+                request.run,
+                "dp-scorer",
+                lambda: self._planned(request, ledger, feedback.STEPS),
             )
             charge = ledger.charge(
                 name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon
@@ -364,11 +376,11 @@ class Vault:
             scorer = feedback.train_scorer(own, labels, self._owners, *mechanism)
             # of two trained at once, the first
             scorer = feedback.Scorer.from_bytes(write_once(file, scorer.to_bytes()))
-        return (
-            feedback.of_labels(scorer.probabilities(vectors), request.data.labels),
-            charge,
-            ledger.spent(),
+        # further scores are post-processing of it; meanwhile the ledger may have grown
+        charge = replace(
+            charge, epsilon_total=ledger.spent(), epsilon_fixed=ledger.spent_if_fixed()
         )
+        return feedback.of_labels(scorer.probabilities(vectors), request.data.labels), charge
 
     @cached_property
     def _embedded_records(self) -> tuple[np.ndarray, np.ndarray]:
@@ -381,10 +393,12 @@ class Vault:
         return feedback.embed(texts, self.config.scorer_embedding, self.config.slm, private)
 
     def _slm(self, run: str, folder: Path | None = None) -> SLM:
-        config = self.config
-        sites = len(self.task.clients) if config.pooled else 1
-        kept = (folder or config.folder) / "models" / run
-        return SLM(config.slm, len(self.task.labels), kept, config.client, sites)
+        config = self.config.slm
+        if self.config.pooled:  # an upper bound: it may take as many steps as all sites together
+            config = config.model_copy(
+                update={"max_steps": config.max_steps * len(self.task.clients)}
+            )
+        return SLM(config, len(self.task.labels), (folder or self.config.folder) / "models" / run)
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
         """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open
@@ -437,10 +451,14 @@ class Vault:
         )
 
 
-def _paid_or_planned(ledger: Ledger, id: str, plan: Callable[[], Event]) -> Event:
+def _paid_or_planned(
+    ledger: Ledger, id: str, run: str, what: str, plan: Callable[[], Event]
+) -> Event:
     """The event that `id` was charged for (before a crash, or by a twin of the message while this
-    one plans); else what `plan` says."""
-    if (paid := ledger.find(id)) is None:
+    one plans), or that a plan of the run paid for ahead; else what `plan` says."""
+    if (paid := ledger.find(id)) is None and (ahead := ledger.planned(run, what)) is not None:
+        return ahead
+    if paid is None:
         try:
             event = plan()
         except BudgetError:

@@ -19,6 +19,7 @@ from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.conf.check import ConfigError
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
+from fedduet.lm.dp.adaptive import compose_adaptively
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.strategies.config import CrossLMConfig, FDKTConfig
 from fedduet.wire.messages import Synthesize
@@ -83,20 +84,17 @@ def _spend(
             unprotected=unprotected,
             unit=site.policy.unit,
         )
-        events = _events(ledger, site, settings, privacy, units, labels)
-        total = (
-            math.inf
-            if any(event.kind == "none" for event in events)
-            else compose([*ledger.events(), *events], delta)
-        )
-        alone = math.inf if math.isinf(total) else compose(events, delta)
-    return Spend(alone, total, delta, events[0].noise_multiplier)
+        event, rounds = _plan(ledger, site, settings, privacy, units, labels)
+        plan = event.times(rounds)
+        total = compose_adaptively([*ledger.plans(), plan], delta)
+        alone = math.inf if math.isinf(total) else compose([plan], delta)
+    return Spend(alone, total, delta, event.noise_multiplier)
 
 
-def _events(
+def _plan(
     ledger: Ledger, site: SiteConfig, settings: Any, privacy: PrivacyConfig, units: int, labels: int
-) -> list[Event]:
-    """What the vault will charge, planned as it plans."""
+) -> tuple[Event, int]:
+    """What the vault will charge, planned as it plans: an event and how many rounds of it."""
     if isinstance(settings, FDKTConfig):
         request = Synthesize(
             "check",
@@ -111,17 +109,12 @@ def _events(
         rules.check_synthesize(site.policy, request, units, labels)
         steps, rate = planned_steps(site.generator, units)
         sigma = ledger.plan(privacy.epsilon, RUN, rate, steps, settings.rounds)
-        return [
-            Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
-        ] * settings.rounds
+        event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
+        return event, settings.rounds
     if privacy.feedback == "votes":
-        return [
-            Event.gaussian(ledger.plan(privacy.epsilon, RUN, 1.0, 1, settings.rounds), 1)
-        ] * settings.rounds
+        sigma = ledger.plan(privacy.epsilon, RUN, 1.0, 1, settings.rounds)
+        return Event.gaussian(sigma, 1), settings.rounds
     if privacy.feedback == "gaussian":
-        return [
-            Event.gaussian(
-                ledger.plan(privacy.epsilon, RUN, 1.0, feedback.STEPS, 1), feedback.STEPS
-            )
-        ]
-    return [Event.none()] * settings.rounds
+        sigma = ledger.plan(privacy.epsilon, RUN, 1.0, feedback.STEPS, 1)
+        return Event.gaussian(sigma, feedback.STEPS), 1
+    return Event.none(), settings.rounds

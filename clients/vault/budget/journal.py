@@ -1,10 +1,11 @@
 """Append-only JSON lines that survive a killed process, a full disk and two writers, and show every
 other damage.
 
-Each line ends in the SHA-256 of the line before it and of itself. A side file (`.lock`) carries the
-lock and, after each append, the number and hash of the last line, so that lines cut off at the end,
-or the whole file gone, are noticed too. A person who may write both files can still rewrite
-history: the chain is against accidents and careless edits.
+Each line ends in the SHA-256 of the line before it and of itself. Two side files carry, after each
+append, the number and hash of the last line: `.lock`, which carries the lock too, and `.head`. So
+lines cut off at the end, or the whole file gone, are noticed, also with one side file gone. A
+person who may write all three can still rewrite history: the chain is against accidents and
+careless edits, and receipts name the hash that theirs must contain.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,13 @@ class OpenJournal:
 
     path: Path
     entries: list[dict[str, Any]]  # without their check
-    last_check: str
+    checks: list[str]  # of the entries
     _lock: int
+
+    @property
+    def last_check(self) -> str:
+        """To which the next line is chained."""
+        return self.checks[-1] if self.checks else START
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write `entry`; return once it is on the disk. Raises LedgerError, the file as before,
@@ -67,8 +73,8 @@ class OpenJournal:
             if created:
                 _sync(self.path.parent)
             self.entries.append(entry)
-            self.last_check = check
-            _write_head(self._lock, len(self.entries), check)
+            self.checks.append(check)
+            _write_heads(self._lock, self.path, len(self.entries), check)
 
 
 class Journal:
@@ -87,13 +93,13 @@ class Journal:
         try:
             _wait_for(lock, self.path)
             with _explained(self.path, "cannot open the ledger for writing"):
-                acknowledged, check = _head(lock, self.path)
-                entries, last = self._verify(self._bytes(), acknowledged, check)
-                # written by a process that died before it could say so: it counts
-                if len(entries) > acknowledged:
+                heads = _heads(lock, self.path)
+                entries, checks = self._verify(self._bytes(), heads)
+                # written by a process that died before it could say so in both places: it counts
+                if entries and set(heads) != {(len(entries), checks[-1])}:
                     _sync(self.path)
-                    _write_head(lock, len(entries), last)
-            yield OpenJournal(self.path, entries, last, lock)
+                    _write_heads(lock, self.path, len(entries), checks[-1])
+            yield OpenJournal(self.path, entries, checks, lock)
         finally:
             os.close(lock)  # releases the lock, as the end of the process does
 
@@ -112,10 +118,11 @@ class Journal:
             return file.read()
 
     def _verify(
-        self, data: bytes, acknowledged: int, acknowledged_check: str
-    ) -> tuple[list[dict[str, Any]], str]:
-        """The entries and the last check. The first `acknowledged` lines must be there; a torn line
+        self, data: bytes, heads: Sequence[tuple[int, str]]
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """The entries and their checks. All lines up to each of `heads` must be there; a torn line
         after them may."""
+        acknowledged = max(count for count, _ in heads)
         entries: list[dict[str, Any]] = []
         checks = [START]
         good = 0  # bytes of whole, verified lines
@@ -145,9 +152,10 @@ class Journal:
                 len(entries) + 1,
                 f"is missing: {acknowledged} charges were written and {len(entries)} are here",
             )
-        if checks[acknowledged] != acknowledged_check:
-            raise self._damaged(acknowledged, "is not the line that was written last")
-        return entries, checks[-1]
+        for count, check in heads:
+            if checks[count] != check:
+                raise self._damaged(count, "is not the line that was written last")
+        return entries, checks[1:]
 
     def _set_aside(self, torn: bytes, at: int) -> None:
         """Keep the bytes of a line whose writer died in `.torn`, and cut them off: the release they
@@ -171,8 +179,8 @@ class Journal:
     def _damaged(self, number: int, what: str) -> LedgerError:
         return LedgerError(
             f"{self.path}, line {number}: {what}; nothing was released; restore the ledger (with"
-            f" {self.path.with_suffix('.lock').name}) from a backup that holds every release made,"
-            " or, if there is none, keep it and treat the site's budget as spent"
+            f" {self.path.with_suffix('.lock').name} and .head) from a backup that holds every"
+            " release made, or, if there is none, keep it and treat the site's budget as spent"
         )
 
 
@@ -188,15 +196,23 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _head(lock: int, path: Path) -> tuple[int, str]:
-    """Number and check of the last line whose writing was acknowledged; (0, START) for a new lock
-    file."""
-    text = os.pread(lock, 200, 0)
+def _heads(lock: int, path: Path) -> list[tuple[int, str]]:
+    """Number and check of the last line whose writing was acknowledged, as each side file has it;
+    (0, START) for a new one."""
+    try:
+        second = path.with_suffix(".head").read_bytes()
+    except FileNotFoundError:
+        second = b""
+    named = ((os.pread(lock, 200, 0), ".lock"), (second, ".head"))
+    return [_head(text, path, suffix) for text, suffix in named]
+
+
+def _head(text: bytes, path: Path, suffix: str) -> tuple[int, str]:
     if not text:
         return 0, START
     parts = text.split()
     if len(parts) != 2 or not parts[0].isdigit() or len(parts[1]) != 64 or not text.endswith(b"\n"):
-        name = path.with_suffix(".lock")
+        name = path.with_suffix(suffix)
         raise LedgerError(
             f"{name}: found {text[:40]!r}; allowed: the number of charges and the last one's check;"
             f" nothing was released; delete {name.name} only if you know that {path.name} holds"
@@ -205,10 +221,21 @@ def _head(lock: int, path: Path) -> tuple[int, str]:
     return int(parts[0]), parts[1].decode()
 
 
-def _write_head(lock: int, count: int, check: str) -> None:
+def _write_heads(lock: int, path: Path, count: int, check: str) -> None:
+    head = b"%012d %s\n" % (count, check.encode())
     os.lseek(lock, 0, os.SEEK_SET)
-    _write(lock, b"%012d %s\n" % (count, check.encode()))
+    _write(lock, head)
     os.fsync(lock)
+    second = path.with_suffix(".head")
+    created = not second.exists()
+    descriptor = os.open(second, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        _write(descriptor, head)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if created:
+        _sync(path.parent)
 
 
 def _wait_for(lock: int, path: Path) -> None:

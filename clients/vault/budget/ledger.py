@@ -1,8 +1,8 @@
 """The site's privacy ledger: every release is charged to it, on disk, before it leaves, or refused.
 
-The budget is one (epsilon, delta) over all runs and mechanisms. Charges are kept as events and
-composed (`fedduet.lm.dp.accounting`), never added. The time in a line is for people: no rule
-depends on it, so a clock that is set back changes nothing.
+The budget is one (epsilon, delta) over all runs and mechanisms, kept against a server that chooses
+each plan after seeing the answers to those before (`fedduet.lm.dp.adaptive`). The time in a line is
+for people: no rule depends on it, so a clock that is set back changes nothing.
 """
 
 from __future__ import annotations
@@ -11,44 +11,40 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
+from fedduet.clients.vault.budget.entry import (
+    Entry,
+    Kept,
+    by_spender,
+    open_plan,
+    plans,
+    protected,
+    read,
+)
 from fedduet.clients.vault.budget.journal import Journal, LedgerError, OpenJournal
-from fedduet.lm.dp.accounting import BudgetError, Event, compose, noise_multiplier_for
+from fedduet.lm.dp.accounting import BudgetError, Event, compose
+from fedduet.lm.dp.adaptive import compose_adaptively, noise_multiplier_on_top
 
 __all__ = ["BudgetError", "Charge", "Entry", "Ledger", "LedgerError", "SummaryRow"]
 
-_NAMED = 5  # [O] how many spenders a refusal lists
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger."""
-
-    id: str  # unique; a message that is repeated brings the same one
-    run: str
-    what: str  # the mechanism, e.g. "dp-sgd"
-    time: str  # UTC, ISO 8601
-    event: Event
-    released: int  # how many texts, scores or arrays left
-    unit: str = "record"  # neighbouring data sets differ in one of it
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Charge:
     """A charge on the disk, with its epsilon alone and that of the ledger up to and including it,
     both at `delta`."""
 
     entry: Entry
     epsilon: float
-    epsilon_total: float
+    epsilon_total: float  # against a server that adapts: what decides
+    epsilon_fixed: float  # had all plans been fixed beforehand: smaller, and no guarantee
     delta: float
+    head: str  # the check of its line, to which everything before is chained
     repeated: bool  # the id was charged before; nothing was charged now
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SummaryRow:
     """What one run spent on one mechanism. `cumulated` composes this row with all rows above it."""
 
@@ -101,41 +97,64 @@ class Ledger:
     # --- Reading ----------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
-        """All lines, oldest first."""
+        """All charges, oldest first."""
         with self._journal.locked() as journal:
             return self._entries(journal)
 
     def events(self) -> list[Event]:
-        """The events of all lines, oldest first."""
+        """The events of all charges, oldest first, one for each release that was asked for."""
         return [entry.event for entry in self.entries()]
 
+    def plans(self) -> list[Event]:
+        """What is spent, as plans with all their rounds, oldest first."""
+        return plans(self.entries())
+
+    def heads(self) -> set[str]:
+        """The checks of all lines: each receipt of this ledger names one."""
+        with self._journal.locked() as journal:
+            return set(journal.checks)
+
     def spent(self, delta: float | None = None) -> float:
-        """Epsilon of the whole ledger at `delta` (default: the site's own); infinite once an
-        unprotected release is in."""
-        return compose(self.events(), self._at(delta))
+        """Epsilon of the whole ledger at `delta` (default: the site's own), against a server that
+        adapts; infinite once an unprotected release is in."""
+        return compose_adaptively(self.plans(), self._at(delta))
+
+    def spent_if_fixed(self, delta: float | None = None) -> float:
+        """The same had all plans been fixed beforehand: for comparison, it decides nothing."""
+        return compose(self.plans(), self._at(delta))
 
     def find(self, id: str, delta: float | None = None) -> Charge | None:
         """The charge with this id, or None. A vault that starts again asks before it plans, and
         reuses that event."""
-        return self._find(self.entries(), id, self._at(delta))
+        with self._journal.locked() as journal:
+            return self._find(journal, id, self._at(delta))
+
+    def planned(self, run: str, what: str) -> Event | None:
+        """The event of a plan of the run that is paid for and has releases left, or None: what a
+        further round has to be."""
+        plan = open_plan(self.entries(), run, what)
+        return None if plan is None else plan.event
+
+    def kept(self, id: str) -> str | None:
+        """The digest of what was kept of the release `id`, or None."""
+        with self._journal.locked() as journal:
+            return self._kept(journal, id)
 
     def summary(self) -> list[SummaryRow]:
         """One row for each run and mechanism, in order of first appearance; the last row's
         `cumulated` is `spent()`."""
         rows: list[SummaryRow] = []
-        above: list[Event] = []
-        for (run, what), group in _by_spender(self.entries()).items():
-            events = [entry.event for entry in group]
-            above += events
-            released = sum(entry.released for entry in group)
+        above: list[Entry] = []
+        for (run, what), group in by_spender(self.entries()).items():
+            above += group
             rows.append(
                 SummaryRow(
-                    run,
-                    what,
-                    len(group),
-                    released,
-                    compose(events, self.delta),
-                    compose(above, self.delta),
+                    run=run,
+                    what=what,
+                    releases=len(group),
+                    released=sum(entry.released for entry in group),
+                    epsilon=compose_adaptively(plans(group), self.delta),
+                    cumulated=compose_adaptively(plans(above), self.delta),
                 )
             )
         return rows
@@ -151,10 +170,10 @@ class Ledger:
         rounds_left: int = 1,
         delta: float | None = None,
     ) -> float:
-        """The smallest noise multiplier for `rounds_left` more releases of `steps` Poisson steps
-        each.
+        """The smallest noise multiplier for a plan of `rounds_left` more releases of `steps`
+        Poisson steps each.
 
-        With them the run's own events stay within `epsilon_run` at `delta` (the site's own by
+        With it the run's own plans stay within `epsilon_run` at `delta` (the site's own by
         default) and the whole ledger within the site's budget. 0.0 for an infinite `epsilon_run`
         where unprotected releases are allowed. Raises BudgetError when no noise is enough, or when
         the run's full epsilon does not fit beside what is spent: a run that got much more noise
@@ -170,29 +189,29 @@ class Ledger:
             return 0.0
         shape = (sample_rate, steps, rounds_left)
         try:
-            sigma = noise_multiplier_for(epsilon_run, self._at(delta), *shape, spent=of_run)
+            sigma = noise_multiplier_on_top(epsilon_run, self._at(delta), *shape, spent=of_run)
         except BudgetError as error:
             raise BudgetError(f"run {run}: {error}") from None
         if math.isinf(self.budget_epsilon):
             return sigma
         planned = Event.poisson_gaussian(sigma, sample_rate, steps * rounds_left)
-        total = compose([*everything, planned], self.delta)
+        total = compose_adaptively([*everything, planned], self.delta)
         if total <= self.budget_epsilon:
             return sigma
         try:
-            fitting = noise_multiplier_for(
+            fitting = noise_multiplier_on_top(
                 self.budget_epsilon, self.delta, *shape, spent=everything
             )
         except BudgetError as error:
-            raise BudgetError(f"{error}; {self._spenders(entries)}") from None
-        left = compose(
+            raise BudgetError(f"{error}; {self._spenders(entries, run)}") from None
+        room = compose(
             [Event.poisson_gaussian(fitting, sample_rate, steps * rounds_left)], self.delta
         )
         raise BudgetError(
-            f"budget {self.budget_epsilon:g} at delta {self.delta:g}; {self._spenders(entries)};"
-            f" run {run} asks for epsilon {epsilon_run:g}, which would bring the total to"
-            f" {total:.4g}; allowed: a run of epsilon {left:.2g} or less, or a larger epsilon_total"
-            " at this site"
+            f"budget {self.budget_epsilon:g} at delta {self.delta:g};"
+            f" {self._spenders(entries, run)}; run {run} asks for epsilon {epsilon_run:g}, which"
+            f" would bring the total to {total:.4g}; allowed: a run of epsilon {room:.2g} or less,"
+            " or a larger epsilon_total at this site"
         )
 
     def charge(
@@ -204,27 +223,72 @@ class Ledger:
         released: int,
         epsilon_run: float | None = None,
         delta: float | None = None,
+        rounds: int = 1,
+        coins: str = "",
     ) -> Charge:
         """Charge `event` and return once the line is on the disk; only then may the release leave.
 
-        An id that is already there is not charged again: its first charge is returned.
-        `epsilon_run`, at `delta`, is the run's own cap (none by default). Raises BudgetError, with
-        nothing charged, when the run's cap or the site's budget would be passed, and LedgerError
-        when the line cannot be written or the id was charged for another run, mechanism or event.
+        `rounds` releases of it are paid for at once, as one plan: later ids of this run, mechanism
+        and event take their release from it. An id that is already there is not charged again: its
+        first charge is returned, once for what was never kept and only for the same `coins` (what
+        the mechanism draws from: repeated with them it shows nothing new). `epsilon_run`, at
+        `delta`, is the run's own cap (none by default). Raises BudgetError, with nothing charged,
+        when the run's cap or the site's budget would be passed, and LedgerError when the line
+        cannot be written or the id was charged for another run, mechanism, event or coins, or when
+        what was kept of it is asked for anew.
         """
         at = self._at(delta)
         with self._journal.locked() as journal:
             entries = self._entries(journal)
-            first = self._find(entries, id, at)
+            first = self._find(journal, id, at)
             if first is not None:
-                self._check_same(first.entry, run, what, event)
+                self._check_same(first.entry, run, what, event, coins)
+                if self._kept(journal, id) is not None:
+                    raise LedgerError(
+                        f"charge {id}: its release was made on {first.entry.time} and is gone; a"
+                        " second one would be drawn anew, which nobody paid for; nothing was"
+                        " released; put the kept file back, or use a new id"
+                    )
                 return first
-            self._check_budget(entries, run, what, event, epsilon_run, at)
+            plan = open_plan(entries, run, what)
+            if plan is not None and plan.event == event:
+                self._check_budget(entries, run, what, None, epsilon_run, at)
+                paid = {"rounds": 0, "part_of": plan.id}
+            else:
+                self._check_budget(entries, run, what, event.times(rounds), epsilon_run, at)
+                paid = {"rounds": rounds, "part_of": None}
             when = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
-            new = Entry(id, run, what, when, event, released, self._unit)
-            total = compose([*(entry.event for entry in entries), event], at)
-            journal.append(asdict(new) | {"event": event.to_dict()})
-            return Charge(new, compose([event], at), total, at, repeated=False)
+            new = Entry(
+                id=id,
+                run=run,
+                what=what,
+                time=when,
+                event=event,
+                released=released,
+                unit=self._unit,
+                coins=coins,
+                **paid,
+            )
+            journal.append(new.to_line())
+            return self._charge([*entries, new], new, at, journal.last_check, repeated=False)
+
+    def keep(self, id: str, digest: str) -> None:
+        """Write down that the release `id` is kept, as a file of this digest; return once the line
+        is on the disk. Raises LedgerError where another one was, or where nobody paid for it."""
+        with self._journal.locked() as journal:
+            if self._find(journal, id, self.delta) is None:
+                raise LedgerError(
+                    f"{self.path}: a release {id} is kept that was not charged; nothing was"
+                    " released; remove it"
+                )
+            earlier = self._kept(journal, id)
+            if earlier is None:
+                journal.append(Kept(id, digest).to_line())
+            elif earlier != digest:
+                raise LedgerError(
+                    f"charge {id}: what is kept of its release is not what left; nothing was"
+                    " released; restore the kept file"
+                )
 
     # --- Rules ------------------------------------------------------------------------------------
 
@@ -236,18 +300,20 @@ class Ledger:
         entries: Sequence[Entry],
         run: str,
         what: str,
-        event: Event,
+        plan: Event | None,
         epsilon_run: float | None,
         delta: float,
     ) -> None:
+        """`plan` fits on top of `entries`, or, None, these alone fit."""
         everything, of_run = self._countable(entries, None), self._countable(entries, run)
-        if event.kind == "none":
+        if plan is not None and plan.kind == "none":
             if not self._may_be_open(what):
                 raise BudgetError(
                     f"{what} for run {run} carries no privacy guarantee;"
                     f" {self._protection_demand()}"
                 )
             return
+        new = [] if plan is None else [plan]
         for spent, budget, at, whose in (
             (everything, self.budget_epsilon, self.delta, "budget"),
             (
@@ -257,7 +323,7 @@ class Ledger:
                 f"budget of run {run}:",
             ),
         ):
-            after = compose([*spent, event], at)
+            after = compose_adaptively([*spent, *new], at)
             if after > budget:
                 listed = (
                     entries
@@ -265,33 +331,22 @@ class Ledger:
                     else [entry for entry in entries if entry.run == run]
                 )
                 raise BudgetError(
-                    f"{whose} {budget} at delta {at:g}; {self._spenders(listed, at)}; this release"
-                    f" ({what} for run {run}) would bring it to {after:.4g}; allowed: at most"
-                    f" {budget:g}, {_would_fit(event, spent, budget, at)}"
+                    f"{whose} {budget} at delta {at:g}; {self._spenders(listed, run, at)}; this"
+                    f" release ({what} for run {run}) would bring it to {after:.4g}; allowed: at"
+                    f" most {budget:g}, {_would_fit(plan, spent, budget, at)}"
                 )
 
     def _countable(self, entries: Sequence[Entry], run: str | None) -> list[Event]:
-        """The protected events (of one run, or all). Raises BudgetError when an unprotected one
+        """The protected plans (of one run, or all). Raises BudgetError when an unprotected release
         forbids a total."""
-        unprotected = next(
-            (
-                entry
-                for entry in entries
-                if entry.event.kind == "none" and not self._may_be_open(entry.what)
-            ),
-            None,
-        )
-        if unprotected is not None:
+        if any(
+            entry.event.kind == "none" and not self._may_be_open(entry.what) for entry in entries
+        ):
             raise BudgetError(
-                f"the ledger holds an unprotected release ({unprotected.what} for run"
-                f" {unprotected.run}, {unprotected.time}), so its total is infinite;"
+                "the ledger holds an unprotected release, so its total is infinite;"
                 f" {self._protection_demand()}"
             )
-        return [
-            entry.event
-            for entry in entries
-            if entry.event.kind != "none" and run in (None, entry.run)
-        ]
+        return protected([entry for entry in entries if run in (None, entry.run)])
 
     def _may_be_open(self, what: str) -> bool:
         return self.allow_unprotected or what in self._unprotected
@@ -302,27 +357,26 @@ class Ledger:
             " allow_unprotected"
         )
 
-    def _spenders(self, entries: Sequence[Entry], delta: float | None = None) -> str:
+    def _spenders(self, entries: Sequence[Entry], run: str, delta: float | None = None) -> str:
+        """What was spent: by mechanism of the run that asks, and by all others in one number, since
+        it leaves with a refusal."""
         at = self._at(delta)
-        total = compose([entry.event for entry in entries if entry.event.kind != "none"], at)
+        groups = by_spender([entry for entry in entries if entry.run == run])
         rows = [
-            (compose([entry.event for entry in group], at), what, run, len(group))
-            for (run, what), group in _by_spender(entries).items()
+            f"{compose_adaptively(protected(group), at):.4g} on {what} for run {run}"
+            f" ({len(group)} release{'s' * (len(group) > 1)})"
+            for (_, what), group in groups.items()
         ]
+        others = protected([entry for entry in entries if entry.run != run])
+        if others:
+            rows.append(f"{compose_adaptively(others, at):.4g} for other runs")
         if not rows:
             return "spent 0"
-        rows.sort(key=lambda row: -row[0])
-        named = [
-            f"{epsilon:.4g} on {what} for run {run} ({count} release{'s' * (count > 1)})"
-            for epsilon, what, run, count in rows[:_NAMED]
-        ]
-        rest = [f"and {len(rows) - _NAMED} smaller"] * (len(rows) > _NAMED)
-        return f"spent {total:.4g}: {', '.join(named + rest)}" + " (composed, not added)" * (
-            len(rows) > 1
-        )
+        total = compose_adaptively(protected(entries), at)
+        return f"spent {total:.4g}: {', '.join(rows)}" + " (composed, not added)" * (len(rows) > 1)
 
     @staticmethod
-    def _check_same(first: Entry, run: str, what: str, event: Event) -> None:
+    def _check_same(first: Entry, run: str, what: str, event: Event, coins: str) -> None:
         if (first.run, first.what, first.event) != (run, what, event):
             raise LedgerError(
                 f"charge {first.id}: found {what} for run {run} with {event.to_dict()}, but this id"
@@ -330,61 +384,74 @@ class Ledger:
                 f" {first.event.to_dict()}; nothing was released; repeat exactly what was paid for,"
                 " or use a new id"
             )
+        if first.coins != coins:
+            raise LedgerError(
+                f"charge {first.id}: was begun on {first.time} for another request, or with coins"
+                " that are gone; other ones would be a second release, which nobody paid for;"
+                " nothing was released; use a new id"
+            )
 
-    def _find(self, entries: Sequence[Entry], id: str, delta: float) -> Charge | None:
-        for number, entry in enumerate(entries, start=1):
+    def _find(self, journal: OpenJournal, id: str, delta: float) -> Charge | None:
+        charges = self._charges(journal)
+        for number, (entry, check) in enumerate(charges, start=1):
             if entry.id == id:
-                total = compose([other.event for other in entries[:number]], delta)
-                return Charge(entry, compose([entry.event], delta), total, delta, repeated=True)
+                until = [earlier for earlier, _ in charges[:number]]
+                return self._charge(until, entry, delta, check, repeated=True)
         return None
 
-    def _entries(self, journal: OpenJournal) -> list[Entry]:
-        entries = []
+    @staticmethod
+    def _charge(
+        entries: Sequence[Entry], last: Entry, delta: float, head: str, repeated: bool
+    ) -> Charge:
+        spent = plans(entries)
+        return Charge(
+            entry=last,
+            epsilon=compose([last.event], delta),
+            epsilon_total=compose_adaptively(spent, delta),
+            epsilon_fixed=compose(spent, delta),
+            delta=delta,
+            head=head,
+            repeated=repeated,
+        )
+
+    def _charges(self, journal: OpenJournal) -> list[tuple[Entry, str]]:
+        """Every charge with the check of its line."""
+        found = []
         for number, line in enumerate(journal.entries, start=1):
             try:
-                entry = _entry(line)
+                entry = read(line)
             except (ValueError, TypeError, KeyError) as error:
                 raise LedgerError(
                     f"{self.path}, line {number}: is no charge this version knows ({error});"
                     " nothing was released; upgrade, or restore it"
                 ) from None
+            if isinstance(entry, Kept):
+                continue
             if entry.unit != self._unit and entry.event.kind != "none":
                 raise LedgerError(
                     f"{self.path}, line {number}: was charged for each {entry.unit}, and the site's"
                     f" policy has unit {self._unit}; they do not add up; nothing was released; set"
                     f" unit {entry.unit} again, or give the site a new folder"
                 )
-            entries.append(entry)
-        return entries
+            found.append((entry, journal.checks[number - 1]))
+        return found
+
+    def _entries(self, journal: OpenJournal) -> list[Entry]:
+        return [entry for entry, _ in self._charges(journal)]
+
+    def _kept(self, journal: OpenJournal, id: str) -> str | None:
+        return next((line["digest"] for line in journal.entries if line.get("kept") == id), None)
 
 
-def _entry(line: dict[str, Any]) -> Entry:
-    unit = line.get("unit", "record")  # ledgers older than the choice
-    return Entry(
-        line["id"],
-        line["run"],
-        line["what"],
-        line["time"],
-        Event.from_dict(line["event"]),
-        line["released"],
-        unit,
-    )
-
-
-def _by_spender(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
-    groups: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.run, entry.what), []).append(entry)
-    return groups
-
-
-def _would_fit(event: Event, spent: Sequence[Event], budget: float, delta: float) -> str:
-    """The noise with which the same release fits: a plain Gaussian is a Poisson one of sample rate
+def _would_fit(plan: Event | None, spent: Sequence[Event], budget: float, delta: float) -> str:
+    """The noise with which the same plan fits: a plain Gaussian is a Poisson one of sample rate
     1."""
+    if plan is None:
+        return "which less than was paid for would not be"
     try:
-        sigma = noise_multiplier_for(
-            budget, delta, event.sample_rate, event.steps * event.count, spent=spent
+        sigma = noise_multiplier_on_top(
+            budget, delta, plan.sample_rate, plan.steps * plan.count, spent=spent
         )
     except BudgetError:
         return "which no noise reaches: nothing is left"
-    return f"which noise multiplier {sigma:g} instead of {event.noise_multiplier:g} would keep"
+    return f"which noise multiplier {sigma:g} instead of {plan.noise_multiplier:g} would keep"

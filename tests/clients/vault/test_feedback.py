@@ -24,6 +24,7 @@ from fedduet.clients.vault.feedback import (
     votes,
 )
 from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
+from fedduet.lm.dp.adaptive import compose_adaptively
 from fedduet.lm.randomness import SecureNoise, SeededNoise
 from fedduet.tasks.builtin.world import PUBLIC_DOMAINS, world_records
 from fedduet.tasks.data.load import load_client
@@ -335,7 +336,8 @@ def test_votes_are_charged_before_the_noise_is_drawn(site, monkeypatch):
         32,
     )
     assert (
-        receipt.epsilon == receipt.epsilon_total == compose([Event.gaussian(sigma)], DELTA)
+        receipt.epsilon == compose([Event.gaussian(sigma)], DELTA)
+        and receipt.epsilon_total == compose([Event.gaussian(sigma, 3)], DELTA)
         and receipt.delta == DELTA
     )
     assert len(answer.scores) == receipt.released == 12 and all(
@@ -369,11 +371,7 @@ def test_three_rounds_of_votes_end_just_below_the_runs_epsilon(site):
         < sum(answer.receipt.epsilon for answer in answers)
     )
     over = vault.score(ask("more"))
-    assert (
-        isinstance(over, Refused)
-        and over.kind == "budget"
-        and "of 8 is left for scores" in over.reason
-    )
+    assert isinstance(over, Refused) and over.kind == "budget" and "is spent already" in over.reason
     assert len(charged(vault)) == 3
 
 
@@ -395,7 +393,9 @@ def test_texts_and_votes_of_one_run_are_composed(site):
     scored = [vault.score(ask(f"s{round}", round=round, rounds=2)) for round in range(2)]
     events = charged(vault)
     assert [event.kind for event in events] == ["poisson_gaussian", "gaussian", "gaussian"]
-    assert scored[-1].receipt.epsilon_total == compose(events, DELTA)
+    assert scored[-1].receipt.epsilon_fixed == pytest.approx(compose(events, DELTA), rel=1e-6)
+    plans = [events[0], events[1].times(2)]
+    assert scored[-1].receipt.epsilon_total == compose_adaptively(plans, DELTA)
     assert 7.9 < scored[-1].receipt.epsilon_total <= 8
     # the texts took their part
     assert events[1].noise_multiplier > noise_multiplier_for(8.0, DELTA, 1.0, 1, rounds=2)
@@ -409,7 +409,7 @@ def test_votes_that_do_not_fit_beside_the_texts_are_refused(site):
         assert (
             isinstance(refused, Refused)
             and refused.kind == "budget"
-            and "of 8 is left for scores, the rest is spent" in refused.reason
+            and "is spent already" in refused.reason
         )
     assert len(charged(vault)) == 1 and not (vault.config.folder / "scorers").exists()
 
@@ -480,7 +480,7 @@ def test_steps_charged_are_steps_run():
 def test_a_scorer_the_ledger_does_not_know_is_not_used(site):
     vault = site()
     vault.score(ask("s0", "gaussian"))
-    for name in ("ledger.jsonl", "ledger.lock"):
+    for name in ("ledger.jsonl", "ledger.lock", "ledger.head"):
         (vault.config.folder / name).unlink()
     answer = vault.score(ask("s1", "gaussian"))
     assert (
@@ -528,7 +528,7 @@ def test_after_open_scores_the_budget_goes_on_for_what_is_protected(site):
     assert (
         isinstance(over, Refused)
         and over.kind == "budget"
-        and "gaussian-votes for run other" in over.reason
+        and "for other runs; run third asks" in over.reason
     )
     assert isinstance(vault.synthesize(Synthesize("t", "third", 0, 1, 2, 3.0)), Synthesized)
     protected = [event for event in charged(vault) if event.kind != "none"]

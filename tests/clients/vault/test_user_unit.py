@@ -19,7 +19,7 @@ from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import check_data, load_client
 from fedduet.tasks.task import Record
-from fedduet.wire.messages import LabelledTexts, Learn, Refused, Score, Synthesize
+from fedduet.wire.messages import LabelledTexts, Refused, Score, Synthesize
 
 DATA = LabelledTexts(
     ["a fine cup .", "it broke at once .", "the lid is loose .", "warm for hours ."], [1, 0, 0, 1]
@@ -210,13 +210,3 @@ def test_a_row_of_nobody_is_named(tmp_path):
 def test_owners_are_numbered_as_they_appear():
     records = [Record("a", 0, user="x"), Record("b", 1, user="y"), Record("c", 1, user="x")]
     assert owners_of(records, "user") == [0, 1, 0] and owners_of(records, "record") == [0, 1, 2]
-
-
-def test_a_training_tells_users_and_no_number_that_follows_their_records(by_user):
-    """Steps and passes follow the number of records, which is nobody's business where a unit is a
-    user."""
-    vault = by_user()
-    users = len({record.user for record in load_client(vault.config.task, "coffee", 0).train})
-    learned, _ = vault.learn(Learn("l", "r", "taught", DATA))
-    assert (learned.units, learned.generated_rows, learned.checkpoint) == (users, 4, "last")
-    assert learned.steps is learned.private_passes is learned.generated_passes is None
