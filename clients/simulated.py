@@ -60,6 +60,7 @@ def simulated_site(
         pooled=pooled,
         pooled_folder=sites / POOLED_FOLDER,
         answers=check(AnswersConfig, config["answers"], "answers"),
+        simulated=True,
     )
 
 

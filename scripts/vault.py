@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedduet.scripts.launching.environment import prepare
 
 prepare()
 
+from fedduet.clients.vault.answering.sent import everything_sent  # noqa: E402
 from fedduet.clients.vault.budget.ledger import Ledger  # noqa: E402
 from fedduet.clients.vault.config import SiteConfig  # noqa: E402
 from fedduet.clients.vault.release.approvals import Approvals  # noqa: E402
@@ -176,7 +178,12 @@ def status(config: SiteConfig, as_json: bool) -> int:
 
 
 def releases(config: SiteConfig) -> int:
-    """The very texts and scores that left, one JSON object a line."""
+    """The very texts, scores and counts that left, and what was sent to an LLM, one JSON object a
+    line."""
+    for sent in everything_sent(config.folder):
+        print(json.dumps({"kind": "Sent", "mechanism": "none", **sent}, ensure_ascii=False))
+    for counted in Releases(config.folder / "measurements").all():
+        print(json.dumps({"kind": type(counted).__name__, **_plain(counted)}))
     if isinstance(config.task, QuestionsConfig):
         return 0  # texts and scores never leave it
     task = build_task(config.task)
@@ -202,6 +209,14 @@ def releases(config: SiteConfig) -> int:
         else:
             print(json.dumps(head | {"scores": answer.scores}))
     return 0
+
+
+def _plain(counted: Any) -> dict[str, Any]:
+    """A count as plain JSON values: infinities, which JSON does not know, are null."""
+    receipt = counted.receipt
+    epsilon = receipt.epsilon if receipt and math.isfinite(receipt.epsilon) else None
+    said = {"mechanism": receipt.mechanism if receipt else "none", "epsilon": epsilon}
+    return said | {key: value for key, value in asdict(counted).items() if key != "receipt"}
 
 
 def approve(config: SiteConfig, names: Sequence[str], deny: bool) -> int:

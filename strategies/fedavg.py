@@ -38,7 +38,7 @@ def _round(moves: Moves, round: int, part: float, average: Arrays) -> Arrays:
     )
     return weighted_mean(
         [arrays for _, arrays in answers.values()],
-        [learned.private_rows for learned, _ in answers.values()],
+        [learned.private_units for learned, _ in answers.values()],
     )
 
 

@@ -215,21 +215,26 @@ class Learned:
     """What a site says of a training: public sizes and its time, no losses of private text."""
 
     model: str
-    private_rows: int
+    private_units: int  # n: records, or users where these are the unit
     generated_rows: int
-    steps: int
-    seconds: float
+    steps: int  # from public numbers alone
+    seconds: float  # of a simulation; 0 at a real site, where time would tell of private texts
     receipt: Receipt | None = None  # present when weights left
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Ask for the test accuracy of one kept model."""
+    """Ask for the test accuracy of one kept model: exactly, or (`epsilon`) with noise that is
+    charged, planned over `rounds` such counts of the run."""
 
     message_id: str
     run: str
     model: str
     scope: str = "own"
+    epsilon: float | None = None  # for the whole run; None: the exact count
+    delta: float | None = None  # None: the site's own
+    round: int = 0  # 0-based
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -237,12 +242,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Counts on the test split. A measurement, not covered by epsilon; a site's policy may refuse
-    it."""
+    """Counts on the test split; a site's policy may refuse them.
+
+    Where they are noisy, `total` counts units (users count once, by the share of their rows that
+    are right), and `correct` is a whole number within 0 and `total`.
+    """
 
     model: str
     correct: dict[str, int]  # test set name -> right answers; a site has one, named as the client
     total: dict[str, int]
+    receipt: Receipt | None = None  # None in a simulation, whose counts nobody gets
 
 
 @dataclass(frozen=True)
@@ -284,13 +293,14 @@ class Answered:
     llm_tokens: int
     slm_tokens: int
     reward_calls: int
-    seconds: float  # of the whole batch
+    seconds: float  # of the whole batch, in a simulation; 0 at a real site
     unanswered: int = 0  # no number or choice in what was written
     degraded: int = 0  # steps that the private SLM wrote because the LLM did not
     bad_rewards: int = 0  # rewards that were no probabilities, taken as 0
     requests: int = 0  # to a remote LLM
     private_steps: int = 0  # of the steps of the answers, who wrote them
     collaborative_steps: int = 0
+    receipt: Receipt | None = None  # None in a simulation, whose counts nobody gets
 
 
 @dataclass(frozen=True)

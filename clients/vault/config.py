@@ -90,9 +90,16 @@ class SiteConfig:
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     # a simulation's: where the pooled bound's models are, to be measured at every site
     pooled_folder: Path | None = None
+    simulated: bool = False  # nobody's server asks: counts and times are free, trainings repeatable
 
     def __post_init__(self) -> None:
         check_unit(self.policy, self.task)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether trainings draw from the server's seed and rows keep their own lengths: in a
+        simulation, and where the site gave its noise a seed, which protects nothing any more."""
+        return self.simulated or self.seeded_noise
 
 
 def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:

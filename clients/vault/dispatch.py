@@ -13,7 +13,13 @@ from fedduet.wire.codec import Arrays
 from fedduet.wire.messages import Answer, Evaluate, Introduce, Learn, Refused, Score, Synthesize
 
 AnyVault = Vault | ReasoningVault
-RELEASED = {Synthesize: "texts", Score: "scores", Learn: "weight arrays"}
+RELEASED = {
+    Synthesize: "texts",
+    Score: "scores",
+    Learn: "weight arrays",
+    Evaluate: "test counts",
+    Answer: "test counts",
+}
 METHODS = {
     Introduce: "introduce",
     Synthesize: "synthesize",

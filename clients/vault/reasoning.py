@@ -4,6 +4,7 @@ together with a general LLM."""
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 
 from fedduet.clients.vault.answering.methods import Answering, check_search, method_of
 from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.sent import Sent
 from fedduet.clients.vault.answering.solving import Solution
+from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.clients.vault.cards import write_reasoning_card
 from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.refusing import refusing
 from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.clients.vault.release.releases import Releases
+from fedduet.clients.vault.trainings import batch_seed, count_training, told_seconds
 from fedduet.conf.check import ConfigError
+from fedduet.lm.dp.accounting import Event
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.models.save import save_model
 from fedduet.lm.randomness import derive
@@ -27,7 +32,7 @@ from fedduet.tasks.builtin.standin import resolve
 from fedduet.tasks.data.questions import QuestionsConfig, QuestionSplit, load_questions
 from fedduet.tasks.reasoning import is_right, worked
 from fedduet.wire.codec import Arrays
-from fedduet.wire.messages import Answer, Answered, Introduced, Learn, Learned, Refused
+from fedduet.wire.messages import Answer, Answered, Introduced, Learn, Learned, Receipt, Refused
 from peft import PeftModel
 
 
@@ -36,7 +41,8 @@ class ReasoningVault:
     inside; what leaves are counts.
 
     A question is shown to the LLM only where the site's policy says
-    `share_questions: gateway_only`.
+    `share_questions: gateway_only`; at a real site each answer that asks it is charged as an
+    unprotected release before anything is sent, and what was sent is kept.
     """
 
     def __init__(self, config: SiteConfig) -> None:
@@ -69,8 +75,9 @@ class ReasoningVault:
             )
         train = self._questions.train
         rules.check_learn(self.config.policy, request, len(train))
+        count_training(self.config, request)
         tokenizer, base = self._base()
-        seed = derive(request.seed, "private SLM")
+        seed = derive(batch_seed(self.config, request), "private SLM")
         model, steps = train_causal(
             base,
             tokenizer,
@@ -78,6 +85,7 @@ class ReasoningVault:
             self.config.slm,
             seed,
             f"train {request.model}",
+            padded=not self.config.repeatable,
         )
         folder = self._folder(request.run, request.model)
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -92,7 +100,7 @@ class ReasoningVault:
         )
         self._answering.clear()
         return (
-            Learned(request.model, len(train), 0, steps, round(time.monotonic() - began, 1)),
+            Learned(request.model, len(train), 0, steps, told_seconds(self.config, began)),
             None,
         )
 
@@ -110,14 +118,22 @@ class ReasoningVault:
             search = check_search(request.search)
         except ValueError as failure:  # the message asks for what cannot be done
             raise PolicyError(str(failure)) from None
+        rules.check_search(self.config.policy, request, search.model_dump())
         test = self._questions.test[: request.questions]
         seeds = [derive(request.seed, "question", number) for number in range(len(test))]
         asked = [question.question for question in test]
         began = time.monotonic()
         solutions, requests = self._solve(
-            request.run, request.model, request.method, asked, seeds, search, request.samples
+            measured,
+            request.run,
+            request.model,
+            request.method,
+            asked,
+            seeds,
+            search,
+            request.samples,
         )
-        seconds = round(time.monotonic() - began, 2)
+        seconds = told_seconds(self.config, began, 2)
         modes = [step.mode for solution in solutions for step in solution.steps]
         counted = Answered(
             request.method,
@@ -136,6 +152,7 @@ class ReasoningVault:
             requests,
             sum(mode == "private" for mode in modes),
             sum(mode == "collaborative" for mode in modes),
+            receipt=self._charged_openly(f"{measured} counts", request.run, "counts", 1),
         )
         return self._measurements.keep(measured, counted)
 
@@ -153,10 +170,12 @@ class ReasoningVault:
         Raises PolicyError where the policy keeps questions from the LLM, ValueError for a question
         that cannot be asked.
         """
-        return self._solve(run, model, method, [question], [seed], search, 1)[0][0]
+        id = f"ask/{uuid.uuid4().hex}"
+        return self._solve(id, run, model, method, [question], [seed], search, 1)[0][0]
 
     def _solve(
         self,
+        id: str,
         run: str,
         model: str,
         method: str,
@@ -172,7 +191,30 @@ class ReasoningVault:
         answers = self.config.answers
         remote = bool(answers.base_url) or answers.llm_is_remote
         rules.check_answer(self.config.policy, wanted.asks_llm and remote)
-        return self._model(run, model).solve(method, questions, seeds, search, samples)
+        answering = self._model(run, model)
+        if wanted.asks_llm and remote:
+            self._charged_openly(f"{id} questions", run, "questions", len(questions))
+            answering.sent = Sent(self.config.folder, id)
+        return answering.solve(method, questions, seeds, search, samples)
+
+    def _charged_openly(self, id: str, run: str, what: str, released: int) -> Receipt | None:
+        """The receipt of something that leaves unprotected by a permission of its own; None in a
+        simulation, where it goes to nobody."""
+        if self.config.simulated:
+            return None
+        policy, records = self.config.policy, len(self._questions.train)
+        delta = rules.delta_for(policy, records)
+        ledger = Ledger(
+            self.config.folder / "ledger.jsonl",
+            policy.epsilon_total,
+            delta,
+            policy.allow_unprotected,
+            unprotected=rules.granted_openly(policy),
+            unit=policy.unit,
+        )
+        charge = ledger.charge(id, run, what, Event.none(), released)
+        total = charge.epsilon_total
+        return Receipt("none", charge.epsilon, delta, total, released, records=records)
 
     def _model(self, run: str, name: str) -> Answering:
         if (run, name) not in self._answering:

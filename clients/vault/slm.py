@@ -26,6 +26,9 @@ from fedduet.tasks.task import Record, Split
 from fedduet.wire.codec import Arrays
 from fedduet.wire.messages import Learn
 
+# in the folder of a model that saw nothing private, neither to learn from nor to choose by
+PUBLIC = "saw-nothing-private"
+
 
 def examples(records: Sequence[Record]) -> Examples:
     """Records as training rows."""
@@ -33,10 +36,16 @@ def examples(records: Sequence[Record]) -> Examples:
 
 
 class SLM:
-    """All SLMs of one run at one site, by name, in `folder`/<name>."""
+    """All SLMs of one run at one site, by name, in `folder`/<name>.
 
-    def __init__(self, config: SLMConfig, classes: int, folder: Path) -> None:
+    `careful`: as a real site's, whose time and whose public models are not to tell of private rows:
+    rows take the longest row's place, and what learns from generated texts alone is not chosen by
+    private ones.
+    """
+
+    def __init__(self, config: SLMConfig, classes: int, folder: Path, careful: bool) -> None:
         self._config, self._classes, self._folder = config, classes, folder
+        self._careful = careful
         self._path = resolve(config.path)
         self._shared: dict[str, Arrays] = {}
 
@@ -44,16 +53,19 @@ class SLM:
     def _tokenizer(self) -> Any:
         return load_tokenizer(self._path)
 
-    def train(self, request: Learn, split: Split, arrays: Arrays) -> int:
+    def train(
+        self, request: Learn, split: Split, arrays: Arrays, private_rows: int, seed: int
+    ) -> int:
         """Train from the public start (or `request.start`, or the shared `arrays`) and keep the
-        model; returns the steps taken."""
+        model; returns the steps taken, planned for the public number `private_rows`. `seed`: of
+        batches and dropout."""
         sharing = request.share_weights or bool(arrays)
         config = self._config
         if sharing:
             config = config.model_copy(update={"method": config.share, "select": "last"})
         if request.part < 1:
             planned = planned_training_steps(
-                config, len(split.train) if request.private else 0, len(request.data)
+                config, private_rows if request.private else 0, len(request.data)
             )
             steps = max(1, round(request.part * planned))
             config = config.model_copy(update={"min_steps": steps, "max_steps": steps})
@@ -73,16 +85,37 @@ class SLM:
                 config,
                 weight=request.weight,
                 order=request.order,
-                validation=examples(split.validation),
-                seed=derive(request.seed, "slm"),
+                validation=(
+                    examples(split.validation) if request.private or not self._careful else None
+                ),
+                seed=derive(seed, "slm"),
                 phase=f"train {request.model}",
+                private_rows=private_rows,
+                padded=self._careful,
             )
             steps = report.steps
         if request.share_weights:
             self._shared[request.model] = trainable_arrays(model)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        public = (
+            self._careful
+            and not (request.private or arrays)
+            and (request.start is None or self.is_public(request.start))
+        )
+        (self._folder / request.model / PUBLIC).unlink(missing_ok=True)  # of an earlier one
         save_model(model, self._tokenizer, self._folder / request.model)
+        if public:
+            (self._folder / request.model / PUBLIC).touch(mode=0o600)
         return steps
+
+    def check_start(self, request: Learn) -> None:
+        """Raises PolicyError for a start that is not kept here."""
+        if request.start is not None:
+            self._kept(request.start)
+
+    def is_public(self, name: str) -> bool:
+        """Whether the kept model is a function of what the server sent alone."""
+        return (self._kept(name) / PUBLIC).is_file()
 
     def weights(self, name: str) -> Arrays:
         """The trainable weights of the model just trained, as FedAvg sends them."""
@@ -92,7 +125,12 @@ class SLM:
         """[n, K] class probabilities of the kept model."""
         model = load_classifier(str(self._kept(name)), self._classes, 0, self._tokenizer)
         return predict_probabilities(
-            model, self._tokenizer, texts, self._config.max_tokens, precision=self._config.precision
+            model,
+            self._tokenizer,
+            texts,
+            self._config.max_tokens,
+            precision=self._config.precision,
+            padded=self._careful,
         )
 
     def right(self, name: str, records: Sequence[Record]) -> np.ndarray:

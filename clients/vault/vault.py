@@ -17,6 +17,7 @@ from fedduet.clients.vault import feedback
 from fedduet.clients.vault.budget.ledger import Charge, Ledger, LedgerError
 from fedduet.clients.vault.cards import write_generator_card, write_slm_card
 from fedduet.clients.vault.config import SiteConfig
+from fedduet.clients.vault.counting import check_noise, noisy_count, right_by_unit
 from fedduet.clients.vault.refusing import refusing
 from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.policy import PolicyError
@@ -24,6 +25,12 @@ from fedduet.clients.vault.release.privacy_unit import owners_of
 from fedduet.clients.vault.release.releases import Releases, write_once
 from fedduet.clients.vault.slm import SLM
 from fedduet.clients.vault.synthesis import write_demonstrations
+from fedduet.clients.vault.trainings import (
+    batch_seed,
+    count_training,
+    public_rows,
+    told_seconds,
+)
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.models.card import add_metric
@@ -74,6 +81,15 @@ class Vault:
         """n, the number of units: the only number about the training records that what leaves is
         allowed to depend on."""
         return len(set(self._owners))
+
+    @cached_property
+    def _test_owners(self) -> list[int]:
+        return owners_of(self._records.test, self.config.policy.unit)
+
+    @property
+    def _test_units(self) -> int:
+        """The number of units of the test split, public as n is."""
+        return len(set(self._test_owners))
 
     @property
     def domain(self) -> str:
@@ -165,24 +181,30 @@ class Vault:
         self, request: Learn, arrays: Arrays | None = None
     ) -> tuple[Learned | Refused, Arrays | None]:
         """Train the SLM and keep it; weights leave only for FedAvg, if the policy says so, recorded
-        as unprotected."""
+        as unprotected.
+
+        What is told of a training is public: n, steps planned for n, the number of rows sent. So is
+        the work: rows of a real site are all padded to one length, and a secret of the site draws
+        its batches.
+        """
         began = time.monotonic()
         split = self._records
         weights_policy, ledger_name = self._terms_of_weights()
-        rules.check_learn(weights_policy, request, self._units)
+        rules.check_learn(weights_policy, request, self._units, bool(arrays))
         rules.check_rows(request.data, len(self.task.labels))
         slm = self._slm(request.run)
-        steps = slm.train(request, split, arrays or {})
+        slm.check_start(request)
+        count_training(self.config, request)
+        rows, seed = public_rows(self.config, self._units), batch_seed(self.config, request)
+        steps = slm.train(request, split, arrays or {}, rows, seed)
         kept = self.config.folder / "models" / request.run / request.model
         write_slm_card(kept, self.config, self.task, self.domain, request, len(split.train), steps)
-        # no finer: it depends on the lengths of private texts
-        seconds = round(time.monotonic() - began, 1)
         learned = Learned(
             request.model,
-            len(split.train) if request.private else 0,
+            self._units if request.private else 0,
             len(request.data),
             steps,
-            seconds,
+            told_seconds(self.config, began),
         )
         if not request.share_weights:
             return learned, None
@@ -211,8 +233,10 @@ class Vault:
         """Right answers of a kept model (or of the simulation's pooled one) on the site's test
         split.
 
-        A server may choose the model, so every count is an exact query of its choice to the test
-        records: the policy says how many.
+        A server chooses what a model learns, so a count answers a question of its choice about the
+        site's records. A real site gives it with noise and charged, of models that saw no private
+        record, or exactly where the policy grants that, as an unprotected release. In a simulation
+        counts are exact and free: nobody gets them.
         """
         measured = f"{request.message_id} {request.model}"
         if (earlier := self._measurements.find(measured)) is not None:
@@ -220,8 +244,11 @@ class Vault:
         rules.check_evaluate(self.config.policy, request, self._measurements.count())
         if request.scope == "pooled" and self.config.pooled_folder is None:
             raise PolicyError("only a simulation has a model of all sites' records together")
+        if request.epsilon is not None:
+            return self._measurements.keep(measured, self._noisy_count(request, measured))
         folder = self.config.pooled_folder if request.scope == "pooled" else self.config.folder
         right = self._slm(request.run, folder).right(request.model, self._records.test)
+        receipt = None if self.config.simulated else self._counted_openly(request, measured)
         name = self.config.client
         if request.scope == "own":
             add_metric(
@@ -231,8 +258,68 @@ class Vault:
                 len(right),
             )
         return self._measurements.keep(
-            measured, Evaluated(request.model, {name: int(right.sum())}, {name: len(right)})
+            measured,
+            Evaluated(request.model, {name: int(right.sum())}, {name: len(right)}, receipt),
         )
+
+    def _counted_openly(self, request: Evaluate, measured: str) -> Receipt:
+        """The receipt of an exact count."""
+        ledger = self._ledger(rules.delta_for(self.config.policy, self._units))
+        charge = ledger.charge(measured, request.run, "counts", Event.none(), 1)
+        return Receipt(
+            "none",
+            charge.epsilon,
+            ledger.delta,
+            charge.epsilon_total,
+            1,
+            records=self._units,
+            unit=self.config.policy.unit,
+        )
+
+    def _noisy_count(self, request: Evaluate, measured: str) -> Evaluated:
+        """A count of units with noise that is planned over the run's rounds of such counts, on top
+        of the whole ledger, and charged before it is drawn."""
+        slm = self._slm(request.run)
+        if not slm.is_public(request.model):
+            raise PolicyError(
+                f"model {request.model!r} saw private records, and one of them may change all of a"
+                " test count; allowed: noisy counts of models that learned with private false"
+            )
+        delta = rules.delta_for(self.config.policy, self._units, request.delta)
+        ledger, units = self._ledger(delta), self._test_units
+        if ledger.find(measured) is not None:
+            raise LedgerError(
+                "this count was charged before and its answer is lost; nothing was released; ask"
+                " with another message id"
+            )
+        left = request.rounds - request.round
+        sigma = ledger.plan(request.epsilon or 0.0, request.run, 1.0, 1, left)
+        check_noise(sigma, units)
+        charge = ledger.charge(
+            measured,
+            request.run,
+            "gaussian-count",
+            Event.gaussian(sigma),
+            1,
+            epsilon_run=request.epsilon,
+        )
+        right = right_by_unit(slm.right(request.model, self._records.test), self._test_owners)
+        noise = self._randomness("count", measured)
+        count, name = noisy_count(right, units, sigma, noise), self.config.client
+        receipt = Receipt(
+            self._mechanism("gaussian-count", charge.entry.event),
+            charge.epsilon,
+            delta,
+            charge.epsilon_total,
+            1,
+            sigma,
+            1.0,
+            1,
+            1.0,
+            units,
+            unit=self.config.policy.unit,
+        )
+        return Evaluated(request.model, {name: count}, {name: units}, receipt)
 
     @refusing
     def score(self, request: Score) -> Scored | Refused:
@@ -398,7 +485,9 @@ class Vault:
             config = config.model_copy(
                 update={"max_steps": config.max_steps * len(self.task.clients)}
             )
-        return SLM(config, len(self.task.labels), (folder or self.config.folder) / "models" / run)
+        models = (folder or self.config.folder) / "models" / run
+        careful = not self.config.repeatable or self.config.policy.share_metrics == "private"
+        return SLM(config, len(self.task.labels), models, careful)
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
         """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open
@@ -433,9 +522,9 @@ class Vault:
         self, delta: float, policy: rules.Policy | None = None, name: str = "ledger.jsonl"
     ) -> Ledger:
         policy = policy or self.config.policy
-        scores = {"scores"} if policy.share_scores == "any" else ()
+        granted = rules.granted_openly(policy)
         kept = (policy.epsilon_total, delta, policy.allow_unprotected)
-        return Ledger(self.config.folder / name, *kept, unprotected=scores, unit=policy.unit)
+        return Ledger(self.config.folder / name, *kept, unprotected=granted, unit=policy.unit)
 
     def _mechanism(self, name: str, event: Event) -> str:
         if event.kind == "none":

@@ -74,14 +74,14 @@ def width_multiple(model: Any) -> int:
 
 
 def pad(
-    rows: Sequence[Sequence[int]], value: int, left: bool = False, multiple: int = 1
+    rows: Sequence[Sequence[int]], value: int, left: bool = False, multiple: int = 1, least: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both int64 [B, T], T the longest row rounded up to a `multiple`; `mask` is 1 on
-    real tokens.
+    """(ids, mask), both int64 [B, T], T the longest row (or `least`) rounded up to a `multiple`;
+    `mask` is 1 on real tokens.
 
     Pads stand right unless `left`.
     """
-    width = -(-max((len(row) for row in rows), default=0) // multiple) * multiple
+    width = -(-max([least, *map(len, rows)]) // multiple) * multiple
     ids = np.full((len(rows), width), value, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     for i, row in enumerate(rows):

@@ -35,12 +35,14 @@ def train_causal(
     config: SLMConfig,
     seed: int = 0,
     phase: str = "train",
+    padded: bool = False,
 ) -> tuple[Any, int]:
     """`model` (or a LoRA of it) trained on the answers of (prompt, answer) pairs, in eval mode, and
     the steps taken.
 
     Every step takes the mean over the answers' tokens of `config.batch_size` rows; AdamW, linear
-    warm-up and decay. Raises ValueError when no pair fits `config.max_tokens`.
+    warm-up and decay. Steps are planned for all pairs, also those that do not fit; `padded` rows
+    all take `config.max_tokens`. Raises ValueError when no pair fits `config.max_tokens`.
     """
     rows = encode_pairs(tokenizer, pairs, config.max_tokens)
     if not rows:
@@ -57,7 +59,7 @@ def train_causal(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     steps = min(
-        max(math.ceil(config.epochs * len(rows) / config.batch_size), config.min_steps, 1),
+        max(math.ceil(config.epochs * len(pairs) / config.batch_size), config.min_steps, 1),
         config.max_steps,
     )
     rates = torch.optim.lr_scheduler.LambdaLR(
@@ -66,12 +68,13 @@ def train_causal(
     batches = endless_by_length(
         [len(row.ids) for row in rows], config.batch_size, numpy_generator(seed, "batches")
     )
+    width = min(config.max_tokens, longest(tokenizer)) if padded else 0
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "dropout"))
         for step in range(steps):
             logprobs, mask = answer_logprobs(
-                model, [rows[place] for place in next(batches)], tokenizer.pad_token_id
+                model, [rows[place] for place in next(batches)], tokenizer.pad_token_id, width
             )
             (-(logprobs * mask).sum() / mask.sum()).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)

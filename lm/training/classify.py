@@ -13,7 +13,14 @@ import numpy as np
 import pydantic
 import torch
 from fedduet.conf.check import Section
-from fedduet.lm.models.batch import by_length, encode, endless_by_length, pad, width_multiple
+from fedduet.lm.models.batch import (
+    by_length,
+    encode,
+    endless_by_length,
+    longest,
+    pad,
+    width_multiple,
+)
 from fedduet.lm.models.load import attach_lora, eager_attention, trainable
 from fedduet.lm.models.precision import use_bf16
 from fedduet.lm.progress import report
@@ -122,6 +129,8 @@ def train_classifier(
     validation: Examples | None = None,
     seed: int = 0,
     phase: str = "train",
+    private_rows: int | None = None,
+    padded: bool = False,
 ) -> ClassifierReport:
     """Trains the trainable parameters of `model` in place and leaves the selected checkpoint in it,
     in eval mode.
@@ -133,8 +142,9 @@ def train_classifier(
     "generated_first": a training on the generated set, then one on the private set, each with its
     own schedule; `weight` has no part. AdamW, linear warm-up and decay. "best" keeps the trainable
     weights with the lowest mean CE on `validation` in memory (none given: the last). Two calls with
-    one seed give the same weights on one machine. Raises ValueError for an empty training or unfit
-    rows.
+    one seed give the same weights on one machine. Where time would tell of private rows, steps are
+    planned for the public number `private_rows` of them, and `padded` rows all take
+    `config.max_tokens`. Raises ValueError for an empty training or unfit rows.
     """
     if order not in ("together", "generated_first"):
         raise ValueError(f"order: found {order!r}; allowed: together, generated_first")
@@ -149,6 +159,7 @@ def train_classifier(
     if weight == 0 and order == "together":
         sets["generated"] = None
     held = _prepared(tokenizer, validation or Examples(), config, classes, "validation")
+    width = public_width(tokenizer, config) if padded else 0
     parts = [(sets["private"], 1.0), (sets["generated"], weight if sets["private"] else 1.0)]
     stages = (
         [parts] if order == "together" else [[(sets["generated"], 1.0)], [(sets["private"], 1.0)]]
@@ -156,14 +167,15 @@ def train_classifier(
     stages = [stage for stage in ([part for part in stage if part[0]] for stage in stages) if stage]
     if not stages:
         raise ValueError("found no private and no generated texts to train on")
+    counts = {id(part): len(part.ids) for part in sets.values() if part}
+    if sets["private"] and private_rows is not None:
+        counts[id(sets["private"])] = private_rows
     lengths = [
-        planned_training_steps(
-            config, len(stage[0][0].ids), len(stage[1][0].ids) if len(stage) > 1 else 0
-        )
+        planned_training_steps(config, *[*(counts[id(part)] for part, _ in stage), 0][:2])
         for stage in stages
     ]
     keeper = _Keeper(
-        model, held if config.select == "best" else None, config, tokenizer.pad_token_id
+        model, held if config.select == "best" else None, config, tokenizer.pad_token_id, width
     )
     done = 0
     with torch.random.fork_rng(devices=[]), eager_attention(model):
@@ -189,6 +201,7 @@ def train_classifier(
                 draws,
                 steps,
                 config,
+                width,
                 keeper if last else None,
                 on_progress,
             )
@@ -208,6 +221,7 @@ def _run_stage(
     draws: list[Iterator[list[int]]],
     steps: int,
     config: SLMConfig,
+    width: int,
     keeper: _Keeper | None,
     on_progress: Callable[[int], None],
 ) -> None:
@@ -222,7 +236,7 @@ def _run_stage(
             group["lr"] = peak * schedule(step, steps, config.warmup)
         for (part, factor), batches in zip(parts, draws, strict=True):
             chosen = next(batches)
-            losses = _losses(model, part, chosen, pad_id, config)
+            losses = _losses(model, part, chosen, pad_id, config, width)
             (factor * (losses * part.weights[chosen]).mean()).backward()
         torch.nn.utils.clip_grad_norm_(
             [p for group in optimizer.param_groups for p in group["params"]], 1.0
@@ -258,16 +272,23 @@ def _groups(model: Any, config: SLMConfig) -> list[dict[str, Any]]:
     return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
 
+def public_width(tokenizer: Any, config: SLMConfig) -> int:
+    """What every row is as long as where lengths are not to be seen (tokens)."""
+    return min(config.max_tokens, longest(tokenizer))
+
+
 def _losses(
-    model: Any, rows: _Set, chosen: list[int], pad_id: int, config: SLMConfig
+    model: Any, rows: _Set, chosen: list[int], pad_id: int, config: SLMConfig, width: int = 0
 ) -> torch.Tensor:
     """[b] cross-entropies of the chosen rows against their class probabilities."""
-    logits = _logits(model, [rows.ids[i] for i in chosen], pad_id, config.precision)
+    logits = _logits(model, [rows.ids[i] for i in chosen], pad_id, config.precision, width)
     return -(rows.targets[chosen] * functional.log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
-def _logits(model: Any, rows: list[list[int]], pad_id: int, precision: str) -> torch.Tensor:
-    ids, mask = pad(rows, pad_id, multiple=width_multiple(model))
+def _logits(
+    model: Any, rows: list[list[int]], pad_id: int, precision: str, width: int = 0
+) -> torch.Tensor:
+    ids, mask = pad(rows, pad_id, multiple=width_multiple(model), least=width)
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device.type)):
         return (
@@ -313,8 +334,11 @@ def _prepared(
 class _Keeper:
     """Holds the trainable weights that had the lowest validation loss."""
 
-    def __init__(self, model: Any, held: _Set | None, config: SLMConfig, pad_id: int) -> None:
+    def __init__(
+        self, model: Any, held: _Set | None, config: SLMConfig, pad_id: int, width: int = 0
+    ) -> None:
         self._model, self._held, self._config, self._pad_id = model, held, config, pad_id
+        self._width = width
         self._best: tuple[float, int, dict[str, torch.Tensor]] | None = None
         self.losses: list[tuple[int, float]] = []
 
@@ -325,9 +349,10 @@ class _Keeper:
         total = 0.0
         with torch.no_grad():
             for chosen in by_length(self._held.lengths, 32):
-                total += float(
-                    _losses(self._model, self._held, chosen, self._pad_id, self._config).sum()
+                losses = _losses(
+                    self._model, self._held, chosen, self._pad_id, self._config, self._width
                 )
+                total += float(losses.sum())
         loss = total / len(self._held.ids)
         self.losses.append((step, loss))
         if self._best is None or loss < self._best[0]:
@@ -355,15 +380,17 @@ def predict_probabilities(
     max_tokens: int = 128,
     batch_size: int = 64,
     precision: str = "auto",
+    padded: bool = False,
 ) -> np.ndarray:
     """[n, K] float32 class probabilities, in the order of `texts`; batches of texts of like
-    length."""
+    length, or (`padded`) all of `max_tokens`."""
     model.eval()
     rows = encode(tokenizer, texts, max_tokens)
     out = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    width = min(max_tokens, longest(tokenizer)) if padded else 0
     for chosen in by_length([len(ids) for ids in rows], batch_size):
         out[chosen] = (
-            _logits(model, [rows[i] for i in chosen], tokenizer.pad_token_id, precision)
+            _logits(model, [rows[i] for i in chosen], tokenizer.pad_token_id, precision, width)
             .softmax(dim=-1)
             .numpy()
         )

@@ -239,11 +239,12 @@ def _undone(
 
 
 def answer_logprobs(
-    model: Any, rows: Sequence[Encoded], pad_id: int
+    model: Any, rows: Sequence[Encoded], pad_id: int, width: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """([B, K] log p of the last K tokens of each row, [B, K] 1.0 where they are not context),
-    float32; K: the longest answer."""
-    logits, targets, mask = _logits(model, rows, pad_id)
+    float32; K: the longest answer. With a `width` rows take at least so many tokens, and K is one
+    less, whatever their lengths."""
+    logits, targets, mask = _logits(model, rows, pad_id, width)
     return (
         -functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="none"
@@ -253,14 +254,15 @@ def answer_logprobs(
 
 
 def _logits(
-    model: Any, rows: Sequence[Encoded], pad_id: int
+    model: Any, rows: Sequence[Encoded], pad_id: int, width: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """([B, K, V] logits, [B, K] tokens, [B, K] mask). Left padding puts all answers at the end, so
     that only their logits are made."""
     counts = [len(row.ids) - max(1, row.context) for row in rows]
-    keep = max(1, *counts)
+    keep = max(1, width - 1, *counts)
     ids, seen = (
-        part.to(model.device) for part in pad([row.ids for row in rows], pad_id, left=True)
+        part.to(model.device)
+        for part in pad([row.ids for row in rows], pad_id, left=True, least=width)
     )
     inputs = {
         "input_ids": ids,

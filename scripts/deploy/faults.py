@@ -172,9 +172,9 @@ def kill(federation: Federation, part: str) -> None:
 
 
 def charged(ledger: Path, run: str) -> int:
-    """Charges of a run in a ledger."""
+    """Charges of a run's texts in a ledger."""
     lines = ledger.read_text().splitlines() if ledger.is_file() else []
-    return sum(f'"{run}"' in line for line in lines)
+    return sum(f'"{run}"' in line and '"dp-sgd"' in line for line in lines)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,10 @@ class SitesConfig:
 
 
 class TooFewSites(RunFailed):
-    """Fewer sites than the configured minimum answered a phase."""
+    """Fewer sites than the configured minimum answered a phase. `by_policy`: those who did not all
+    said no, by their policy or budget."""
+
+    by_policy = False
 
 
 class Sites:
@@ -120,10 +123,16 @@ class Sites:
             else:
                 good[name] = (answer, returned)
         if len(good) < min(self._config.minimum, len(names)):
-            raise TooFewSites(
+            failure = TooFewSites(
                 f"{phase}: {len(good)} of {len(names)} sites answered, at least"
                 f" {self._config.minimum} must; see the failures above"
             )
+            failure.by_policy = len(answers) == len(names) and all(
+                answer.kind in ("policy", "budget")
+                for answer, _ in answers.values()
+                if isinstance(answer, Refused)
+            )
+            raise failure
         return good
 
     def _exchange(

@@ -4,7 +4,8 @@ limit, believing nothing unchecked.
 What leaves the site with every request: the question and the steps so far (as text, or as the SLM's
 token ids) and, for fusion, the tokens that the private SLM drafted, which are samples of a model
 trained on private records. Nothing of this code asks whether that is allowed: the vault does, by
-`fedduet.clients.vault.release.policy.check_answer`, before it makes anything here.
+`fedduet.clients.vault.release.policy.check_answer`, before it makes anything here, and is charged
+for. `keep` is told of every prompt before it is sent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import ipaddress
 import json
 import math
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -91,8 +92,12 @@ class Remote:
     """One remote LLM. Its connections live in a thread of their own, so that they stay open between
     calls and time limits are hard."""
 
-    def __init__(self, config: RemoteConfig) -> None:
-        self.config, self.counts = config, RemoteCounts()
+    def __init__(
+        self,
+        config: RemoteConfig,
+        keep: Callable[[Sequence[str | Sequence[int]]], None] = lambda prompts: None,
+    ) -> None:
+        self.config, self.counts, self._keep = config, RemoteCounts(), keep
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="remote-llm", daemon=True
@@ -367,6 +372,9 @@ class Remote:
         raise AssertionError
 
     async def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        if body is not None:
+            prompt = body["prompt"]
+            self._keep([prompt] if isinstance(prompt, str) else prompt)
         self.counts.requests += 1
         parts, size = [], 0
         content = (

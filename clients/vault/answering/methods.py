@@ -14,6 +14,7 @@ from fedduet.clients.vault.answering.baselines import BASELINES, Baseline, sampl
 from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
 from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig
 from fedduet.clients.vault.answering.search import COLLABORATIVE, PRIVATE, SearchConfig, search_many
+from fedduet.clients.vault.answering.sent import Sent
 from fedduet.clients.vault.answering.solving import Form, RewardModel, Solution
 from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
 from fedduet.clients.vault.answering.writers import StepWriter, local_writers
@@ -78,10 +79,14 @@ def method_of(name: str, config: SearchConfig) -> Method:
 
 
 class Answering:
-    """The writers and the reward model of one private SLM, made when first needed and kept."""
+    """The writers and the reward model of one private SLM, made when first needed and kept.
+
+    `sent`: where what goes to a remote LLM is written down before it goes; without it nothing goes.
+    """
 
     def __init__(self, config: AnswersConfig, tuned: Model, base: Model) -> None:
         self._config, self._tuned, self._base = config, tuned, base
+        self.sent: Sent | None = None
         self._made: dict[float | None, dict[str, StepWriter]] = {}
 
     def solve(
@@ -151,7 +156,15 @@ class Answering:
                 0,
                 config.top,
                 config.allow_http,
-            )
+            ),
+            self._keep,
+        )
+
+    def _keep(self, prompts: Sequence[str | Sequence[int]]) -> None:
+        if self.sent is None:
+            raise RuntimeError("nothing is sent that is not written down")
+        self.sent.keep(
+            [one if isinstance(one, str) else self._tuned[1].decode(one) for one in prompts]
         )
 
     def _writers(self, alpha: float, with_llm: bool) -> Mapping[str, StepWriter]:

@@ -9,11 +9,12 @@ which `records` means below.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import pydantic
 from fedduet.conf.check import Section
-from fedduet.wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
+from fedduet.wire.messages import Answer, Evaluate, LabelledTexts, Learn, Score, Synthesize
 
 _MOST_ROUNDS = 1000  # [O] a plan over more would keep the accountant busy for nothing
 
@@ -44,13 +45,26 @@ class Policy(Section):
     minimum_records: int = 100
     # bounds work and memory: more texts cost no more epsilon; all sites score all texts of a round
     maximum_texts_per_release: int = 5000
-    share_metrics: bool = True  # test counts: small, but not covered by epsilon
-    # of test counts, ever: each is an exact answer to a question of the server's choice
-    maximum_measurements: int = 200
+    # test counts. "private": with noise, charged, of models that saw no private record; "any": also
+    # exact ones, which a real site's ledger holds as an unprotected release
+    share_metrics: Literal["never", "private", "any"] = "never"
+    maximum_measurements: int = 200  # of test counts, ever
+    # trainings are free of charge, so they are bounded: calls ever, rows sent with one, kept models
+    # and the GiB these take
+    maximum_trainings: int = 2000
+    maximum_rows_per_training: int = 100_000
+    maximum_models: int = 500
+    maximum_disk_gib: float = pydantic.Field(50.0, gt=0)
     share_weights: bool = False
     # "private": only votes or gaussian; "any": also without a guarantee
     share_scores: Literal["never", "private", "any"] = "never"
+    # whether questions, steps and the SLM's drafts go to the LLM: each time an unprotected release
     share_questions: Literal["never", "gateway_only"] = "never"
+    # what a server may ask of a search: fusion steered harder, or text drawn wilder, says more of
+    # the private SLM; and the most tokens that may be drawn for one question
+    maximum_alpha: float = pydantic.Field(2.0, ge=0)
+    maximum_temperature: float = pydantic.Field(1.5, ge=0)
+    maximum_tokens_per_question: int = 200_000
     allow_unprotected: bool = False  # releases without any guarantee
     # each: texts, scores and weights wait for `fedduet-vault approve`
     approval: Literal["never", "each"] = "never"
@@ -77,7 +91,13 @@ class Policy(Section):
         return value
 
     @pydantic.field_validator(
-        "minimum_records", "maximum_texts_per_release", "maximum_measurements"
+        "minimum_records",
+        "maximum_texts_per_release",
+        "maximum_measurements",
+        "maximum_trainings",
+        "maximum_rows_per_training",
+        "maximum_models",
+        "maximum_tokens_per_question",
     )
     @classmethod
     def _at_least_one(cls, value: int) -> int:
@@ -138,12 +158,22 @@ def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: 
     )
 
 
-def check_learn(policy: Policy, request: Learn, records: int) -> None:
-    """Raises PolicyError for a training, or for weights leaving after it, that this site does not
-    grant."""
+def check_learn(policy: Policy, request: Learn, records: int, arrays: bool = False) -> None:
+    """Raises PolicyError for a training, for weights leaving after it, or for weights (`arrays`)
+    that came with it, that this site does not grant."""
     _check_method(policy, "learn")
     if request.private:
         _check_records(policy, records)
+    if len(request.data) > policy.maximum_rows_per_training:
+        raise PolicyError(
+            f"data: found {len(request.data)} rows; allowed: at most"
+            f" {policy.maximum_rows_per_training} in one training (maximum_rows_per_training)"
+        )
+    if arrays and not policy.share_weights:
+        raise PolicyError(
+            "weights from outside do not enter this site: share_weights is false in its policy;"
+            " allowed: the same request without arrays"
+        )
     if request.share_weights:
         if not policy.share_weights:
             raise PolicyError(
@@ -163,18 +193,44 @@ def check_rows(data: LabelledTexts, labels: int) -> None:
             raise PolicyError(f"data: row {row} has label {label}; allowed: 0 to {labels - 1}")
 
 
+def check_trainings(policy: Policy, calls: int, models: int, gib: float) -> None:
+    """Raises PolicyError after `calls` trainings, or where `models` kept ones, of `gib` GiB in all,
+    leave no room for another."""
+    for found, most, key in (
+        (calls, policy.maximum_trainings, "maximum_trainings"),
+        (models, policy.maximum_models, "maximum_models"),
+        (gib, policy.maximum_disk_gib, "maximum_disk_gib"),
+    ):
+        if found >= most:
+            raise PolicyError(f"no further training: this site allows {most:g} ({key})")
+
+
 def check_evaluate(policy: Policy, request: Evaluate, made: int = 0) -> None:
     """Raises PolicyError where test counts do not leave, or not after the `made` measurements there
-    were."""
+    were. A request with an epsilon asks for a noisy count, one without for the exact one."""
     _check_method(policy, "evaluate")
-    check_measurement(policy, f"test counts of model {request.model!r}", made)
+    check_measurement(
+        policy, f"test counts of model {request.model!r}", made, exact=request.epsilon is None
+    )
+    if request.epsilon is not None:
+        _check_round(request)
+        if math.isinf(request.epsilon):
+            raise PolicyError(
+                f"epsilon: found inf for a noisy count; allowed: at most {policy.epsilon_per_run:g}"
+            )
+        check_epsilon(policy, request.epsilon)
 
 
-def check_measurement(policy: Policy, what: str, made: int) -> None:
-    """Raises PolicyError where counts do not leave, or not after the `made` measurements there
-    were."""
-    if not policy.share_metrics:
-        raise PolicyError(f"{what} do not leave this site: share_metrics is false in its policy")
+def check_measurement(policy: Policy, what: str, made: int, exact: bool = True) -> None:
+    """Raises PolicyError where counts do not leave, not `exact`, or not after the `made`
+    measurements there were."""
+    if policy.share_metrics == "never":
+        raise PolicyError(f"{what} do not leave this site: share_metrics is never in its policy")
+    if exact and policy.share_metrics != "any":
+        raise PolicyError(
+            f"exact {what} do not leave this site: share_metrics is private in its policy; allowed:"
+            " Evaluate with an epsilon, of a model that saw no private record"
+        )
     if made >= policy.maximum_measurements:
         most = policy.maximum_measurements
         raise PolicyError(
@@ -210,6 +266,28 @@ def check_score(policy: Policy, request: Score, records: int, labels: int) -> No
     check_rows(request.data, labels)
 
 
+def check_search(policy: Policy, request: Answer, settings: Mapping[str, float]) -> None:
+    """Raises PolicyError for a search that says more, or takes more, than this site allows.
+    `settings`: of a search (`SearchConfig`), as plain values."""
+    drawn = max(
+        (settings["iterations"] * 2 * settings["children"] + settings["max_steps"])
+        * settings["step_tokens"],
+        request.samples * settings["solution_tokens"],
+    )
+    for name, found, most, key in (
+        ("alpha", abs(settings["alpha"]), policy.maximum_alpha, "maximum_alpha"),
+        (
+            "temperature",
+            settings["temperature"],
+            policy.maximum_temperature,
+            "maximum_temperature",
+        ),
+        ("tokens", drawn, policy.maximum_tokens_per_question, "maximum_tokens_per_question"),
+    ):
+        if not found <= most:  # nor what is no number
+            raise PolicyError(f"search: found {name} {found:g}; allowed: at most {most:g} ({key})")
+
+
 def check_answer(policy: Policy, through_gateway: bool) -> None:
     """Raises PolicyError where answering a question would show it, and the steps so far, to the LLM
     against the policy.
@@ -223,6 +301,19 @@ def check_answer(policy: Policy, through_gateway: bool) -> None:
             'questions do not leave this site: share_questions is "never" in its policy; allowed:'
             " answers by the site's own models"
         )
+
+
+def granted_openly(policy: Policy) -> set[str]:
+    """What may leave unprotected by a permission of its own, as ledgers name it."""
+    return {
+        name
+        for name, granted in (
+            ("scores", policy.share_scores == "any"),
+            ("counts", policy.share_metrics == "any"),
+            ("questions", policy.share_questions == "gateway_only"),
+        )
+        if granted
+    }
 
 
 def check_epsilon(policy: Policy, epsilon: float) -> None:
@@ -254,7 +345,7 @@ def _check_method(policy: Policy, method: Method) -> None:
         )
 
 
-def _check_round(request: Synthesize | Score) -> None:
+def _check_round(request: Synthesize | Score | Evaluate) -> None:
     if not 1 <= request.rounds <= _MOST_ROUNDS or not 0 <= request.round < request.rounds:
         raise PolicyError(
             f"round: found {request.round} of {request.rounds}; allowed: 0 to rounds - 1, and 1 to"

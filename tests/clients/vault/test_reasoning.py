@@ -3,14 +3,19 @@ questions asked by hand."""
 
 import dataclasses
 import json
+import math
 import socket
 import threading
 import time
 
+import httpx
 import pytest
 import uvicorn
 from fedduet.clients.simulated import simulated_site
+from fedduet.clients.vault import reasoning
 from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.sent import Sent, everything_sent
+from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.clients.vault.dispatch import ask, open_vault
 from fedduet.clients.vault.reasoning import ReasoningVault
 from fedduet.clients.vault.release.policy import PolicyError
@@ -18,6 +23,7 @@ from fedduet.conf.check import ConfigError
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.training.reward_training import fit_likelihood
 from fedduet.lm.training.step_labels import LabelledSolution
+from fedduet.scripts import vault as commands
 from fedduet.server.gateway.access import Keys
 from fedduet.server.gateway.app import Gateway, GatewayConfig, gateway_app
 from fedduet.server.llm.transformers_engine import TransformersLLM
@@ -169,7 +175,7 @@ def test_counts_leave_only_as_often_as_the_policy_says(site):
     vault = learnt(site(maximum_measurements=1))
     assert isinstance(vault.answer(answer()), Answered)
     assert "maximum_measurements" in vault.answer(answer(id="b")).reason
-    assert "share_metrics" in site(share_metrics=False).answer(answer(id="c")).reason
+    assert "share_metrics" in site(share_metrics="never").answer(answer(id="c")).reason
 
 
 def test_what_is_no_request_for_this_kind_of_site_is_refused(site):
@@ -282,3 +288,110 @@ def test_a_gateway_that_is_gone_or_lies_never_fails_a_question(site, reply):
             and counts.llm_tokens == 0
         )
         assert counts.collaborative_steps == 0
+
+
+# --- A real site: what asks the LLM is charged as unprotected, kept, and bounded ------------------
+
+
+@pytest.fixture
+def real(site):
+    """`real(...)` as `site`, opened as a real site would be."""
+
+    def make(answers=None, **policy):
+        vault = site(answers, **policy)
+        return open_vault(dataclasses.replace(vault.config, simulated=False))
+
+    return make
+
+
+def entries(vault):
+    ledger = Ledger(vault.config.folder / "ledger.jsonl", math.inf, 1e-5, True)
+    return [(entry.what, entry.event.kind, entry.released) for entry in ledger.entries()]
+
+
+@pytest.mark.parametrize("write", ["fusion", "steps"])
+def test_what_asks_the_llm_is_charged_first_and_kept_word_for_word(real, gateway, write, capsys):
+    vault = learnt(real(answers={"base_url": gateway, "key_env": "SITE_KEY", "write": write}))
+    assert not (vault.config.folder / "sent").exists()
+    at_first = []
+    keep = Sent.keep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sent, "keep", lambda *given: at_first.append(entries(vault)) or keep(*given))
+        counts = vault.answer(answer())
+    assert counts.requests > 0 and counts.seconds == 0.0
+    assert at_first[0] == [("questions", "none", 6)]  # on the disk before anything was sent
+    assert entries(vault) == [("questions", "none", 6), ("counts", "none", 1)]
+    assert (counts.receipt.mechanism, counts.receipt.epsilon_total) == ("none", math.inf)
+    sent = list(everything_sent(vault.config.folder))
+    texts = "\n".join(row["text"] for row in sent)
+    for question in site_questions("bakery", 26, 0)[20:]:
+        assert question.question in texts
+    assert commands.releases(vault.config) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in printed if row["kind"] == "Sent"] == [
+        row["text"] for row in sent
+    ]
+    assert [row["right"] for row in printed if row["kind"] == "Answered"] == [counts.right]
+    found = commands.figures(vault.config)
+    assert found["epsilon_spent"] is None  # no formal guarantee any more
+    assert [charge["what"] for charge in found["charges"]] == ["questions", "counts"]
+    # asked by hand, at the site: as unprotected
+    vault.solve("run", "private", "start with 3 . then a red . how many ?", SearchConfig(**SEARCH))
+    assert entries(vault)[2:] == [("questions", "none", 1)]
+    assert len(list(everything_sent(vault.config.folder))) > len(sent)
+
+
+def test_what_cannot_be_written_down_is_not_sent(real, gateway, monkeypatch):
+    requests, stream = [], httpx.AsyncClient.stream
+    monkeypatch.setattr(
+        httpx.AsyncClient,
+        "stream",
+        lambda self, method, *rest, **named: (
+            requests.append(method) or stream(self, method, *rest, **named)
+        ),
+    )
+    vault = learnt(real(answers={"base_url": gateway, "key_env": "SITE_KEY"}))
+    (vault.config.folder / "sent").write_text("")
+    counts = vault.answer(answer("llm"))  # the private SLM writes instead
+    assert (counts.llm_tokens, counts.degraded) == (0, 6)
+    assert set(requests) == {"GET"}  # what there is to ask was asked, and no question sent
+
+
+def test_a_site_that_asks_nobody_charges_its_counts_alone(real):
+    vault = learnt(real(share_questions="never"))
+    assert isinstance(vault.answer(answer("slm")), Answered)
+    assert entries(vault) == [("counts", "none", 1)]
+    for granted in ("never", "private"):
+        refused = real(share_metrics=granted).answer(answer("slm", id="again"))
+        assert isinstance(refused, Refused) and "share_metrics" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        ({"alpha": 1e4}, "alpha 10000; allowed: at most 2"),
+        ({"alpha": -1e4}, "alpha 10000"),
+        ({"temperature": 50.0}, "temperature 50"),
+        ({"iterations": 10**7}, "tokens"),
+        ({"solution_tokens": 10**6}, "tokens"),
+    ],
+)
+def test_a_server_cannot_steer_the_search_to_say_more(real, search, says):
+    refused = learnt(real()).answer(answer(search=SEARCH | search))
+    assert isinstance(refused, Refused) and refused.kind == "policy" and says in refused.reason
+    assert not (real().config.folder / "ledger.jsonl").exists()
+
+
+def test_a_real_site_that_answers_draws_its_own_batches_and_tells_no_time(real, monkeypatch):
+    seeds, train = [], reasoning.train_causal
+
+    def spied(model, tokenizer, pairs, config, seed, phase, padded):
+        seeds.append((seed, padded))
+        return train(model, tokenizer, pairs, config, seed, phase, padded=padded)
+
+    monkeypatch.setattr(reasoning, "train_causal", spied)
+    vault = real()
+    for message_id in ("a", "b", "a"):
+        learned, _ = vault.learn(Learn(message_id, "run", "private"))
+        assert learned.seconds == 0.0 and learned.private_units == 20
+    assert seeds[0] == seeds[2] != seeds[1] and all(padded for _, padded in seeds)

@@ -270,10 +270,10 @@ def weights(vault, name) -> bytes:
 
 
 def test_learning_without_generated_texts_is_local_training(site):
-    vault = site()
+    vault = site(simulated=True)
     learned, arrays = vault.learn(Learn("a", "r", "local"))
     assert isinstance(learned, Learned) and arrays is None and learned.receipt is None
-    assert (learned.private_rows, learned.generated_rows) == (32, 0)
+    assert (learned.private_units, learned.generated_rows) == (32, 0)
     # a finer clock would tell of the lengths of private texts
     assert learned.seconds == round(learned.seconds, 1)
     vault.learn(Learn("b", "r", "fdkt", LabelledTexts()))
@@ -315,7 +315,7 @@ def test_learning_without_generated_texts_is_local_training(site):
             Learn("m", "r", "fedavg", share_weights=True),
             "no privacy guarantee",
         ),
-        ({"share_metrics": False}, Evaluate("m", "r", "local"), "share_metrics is false"),
+        ({"share_metrics": "never"}, Evaluate("m", "r", "local"), "share_metrics is never"),
         (
             {"methods": ("synthesize", "learn")},
             Evaluate("m", "r", "local"),

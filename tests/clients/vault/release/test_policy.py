@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from fedduet.clients.vault.release.policy import (
@@ -12,11 +13,13 @@ from fedduet.clients.vault.release.policy import (
     check_evaluate,
     check_learn,
     check_score,
+    check_search,
     check_synthesize,
+    check_trainings,
     delta_for,
 )
 from fedduet.conf.check import ConfigError, check
-from fedduet.wire.messages import Evaluate, LabelledTexts, Learn, Score, Synthesize
+from fedduet.wire.messages import Answer, Evaluate, LabelledTexts, Learn, Score, Synthesize
 
 N = 1000
 
@@ -61,7 +64,7 @@ def test_defaults_grant_a_plain_run():
     policy = Policy()
     check_synthesize(policy, request(), N, labels=2)
     check_learn(policy, Learn("m", "r", "fdkt"), N)
-    check_evaluate(policy, Evaluate("m", "r", "fdkt"))
+    assert "share_metrics is never" in refusal(check_evaluate, policy, Evaluate("m", "r", "fdkt"))
     check_answer(policy, through_gateway=False)
 
 
@@ -145,9 +148,52 @@ def test_what_is_shared():
     check_learn(Policy(share_weights=True, allow_unprotected=True), weights, N)
     assert "has 5 records" in refusal(check_learn, Policy(), Learn("m", "r", "fdkt"), 5)
     check_learn(Policy(), Learn("m", "r", "fdkt", private=False), 5)
-    assert "share_metrics is false" in refusal(
-        check_evaluate, Policy(share_metrics=False), Evaluate("m", "r", "fdkt")
+    exact, noisy = Evaluate("m", "r", "fdkt"), Evaluate("m", "r", "fdkt", epsilon=1.0)
+    assert "exact test counts" in refusal(check_evaluate, Policy(share_metrics="private"), exact)
+    check_evaluate(Policy(share_metrics="private"), noisy)
+    check_evaluate(Policy(share_metrics="any"), exact)
+    for unfit in ({"epsilon": math.inf}, {"epsilon": 9.0}, {"round": 1}, {"epsilon": math.nan}):
+        assert "allowed" in refusal(
+            check_evaluate, Policy(share_metrics="private"), replace(noisy, **unfit)
+        )
+    assert "weights from outside" in refusal(check_learn, Policy(), Learn("m", "r", "x"), N, True)
+    check_learn(Policy(share_weights=True), Learn("m", "r", "x"), N, True)
+
+
+def test_trainings_and_searches_are_bounded():
+    rows = Learn("m", "r", "x", LabelledTexts(["a"] * 3, [0] * 3))
+    assert "found 3 rows; allowed: at most 2" in refusal(
+        check_learn, Policy(maximum_rows_per_training=2), rows, N
     )
+    few = Policy(maximum_trainings=5, maximum_models=4, maximum_disk_gib=1.0)
+    check_trainings(few, 4, 3, 0.9)
+    for found, key in (((5, 3, 0.9), "trainings"), ((4, 4, 0.9), "models"), ((4, 3, 1.0), "disk")):
+        assert f"maximum_{key}" in refusal(check_trainings, few, *found)
+    settings = {
+        "alpha": -2.0,
+        "temperature": 1.5,
+        "iterations": 10,
+        "children": 2,
+        "max_steps": 5,
+        "step_tokens": 8,
+        "solution_tokens": 64,
+    }  # (10 * 4 + 5) * 8 = 360 tokens by searching, 320 by sampling
+    answer = Answer("m", "r", "x", "search", samples=5)
+    check_search(Policy(maximum_tokens_per_question=360), answer, settings)
+    for changes, name in (
+        ({"alpha": 2.1}, "alpha 2.1"),
+        ({"alpha": -1e4}, "alpha 10000"),
+        ({"alpha": math.nan}, "alpha nan"),
+        ({"temperature": 1.6}, "temperature 1.6"),
+        ({"max_steps": 6}, "tokens 368"),
+        ({"solution_tokens": 73}, "tokens 365"),
+    ):
+        assert f"found {name}; allowed: at most" in refusal(
+            check_search, Policy(maximum_tokens_per_question=360), answer, settings | changes
+        )
+
+
+def test_what_scores_and_questions_are_shared():
     for kind in ("none", "votes", "gaussian"):
         assert "share_scores is never" in refusal(
             check_score, Policy(), scores(feedback=kind), N, 2
