@@ -31,6 +31,7 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet strategy=fdkt task=world privacy.epsilon=8 seed=0     run (Hydra overrides; -m sweeps; --cfg job prints the configuration)
   fedduet run.folder=runs/NAME ...                              the same command again resumes
   fedduet check OVERRIDES...                                    what a run will take (epsilon, tokens, time, memory), without running it
+  fedduet data OVERRIDES...                                     what a data set holds: rows, lengths, repeats, every bad row
   fedduet pretrain --help                                       train a causal LM on text files
   fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
   fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
@@ -54,6 +55,7 @@ COMMANDS = {  # name: module and function, imported when it is asked for
     "table": "fedduet.scripts.reporting.table:main",
     "report": "fedduet.scripts.reporting.page:main",
     "sweep-report": "fedduet.scripts.sweeping.report:main",
+    "data": "fedduet.scripts.data:main",
     "check": "fedduet.scripts.forecasting.forecast:main",
     "ask": "fedduet.scripts.ask:main",
     "train-reward": "fedduet.scripts.train_reward:main",

@@ -123,6 +123,8 @@ class TaskConfig(Section):
     # of a client's rows, where there is no test file or split
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     max_chars: int = Field(default=20_000, ge=1)  # longer texts are cut at a word boundary
+    # a row without a text, with an unknown label, or broken: ends the reading, or is left out
+    on_bad_row: Literal["fail", "drop"] = "fail"
 
     control_code: str = "Product: {domain}\nRating: {label}\nReview:"
     separator: str = " "

@@ -17,13 +17,17 @@ from fedduet.scripts.launching.federation import (
     run_inprocess,
     run_simulation,
 )
+from fedduet.scripts.launching.lengths import token_counts
 from fedduet.scripts.launching.preflight import preflight
-from fedduet.scripts.reporting import trackers
+from fedduet.scripts.reporting import data_card, trackers
 from fedduet.scripts.reporting.page import COMMAND, write_page
 from fedduet.scripts.reporting.search import keep_a_search
 from fedduet.scripts.reporting.terminal import Display, print_outcome
 from fedduet.server.app import build_app, run_path
 from fedduet.strategies.run.run_folder import write_atomically
+from fedduet.tasks.config import TaskConfig
+from fedduet.tasks.data.profile import profile
+from fedduet.tasks.data.questions import check_task
 
 from fedduet import conf
 
@@ -41,6 +45,7 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     config = _with_folders(config)
     names = preflight(config)
     folder = Path(config["run"]["folder"])
+    _keep_profile(folder, config)
     if command:
         write_atomically(folder / COMMAND, f"{command}\n")
     before = (
@@ -80,6 +85,16 @@ def run_apps(
             ray_backend(federation),
             conf.FOLDER.parent,
         )
+
+
+def _keep_profile(folder: Path, config: Mapping[str, Any]) -> None:
+    """What the sites hold, for the report; texts that are cut are told at once."""
+    task = check_task(config["task"])
+    if isinstance(task, TaskConfig):
+        found = profile(task, int(config["seed"]), token_counts(config, task))
+        data_card.keep(folder, found)
+        for remark in data_card.cuts(found.to_dict()):
+            print(f"note: {remark}")
 
 
 def _with_folders(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting import charts
+from fedduet.scripts.reporting import charts, data_card
 from fedduet.scripts.reporting.flow import flow
 from fedduet.scripts.reporting.html import document, opened, picture, rows_of, table
 from fedduet.scripts.reporting.search import searches
@@ -109,6 +109,7 @@ def page(folders: Sequence[Path]) -> str:
         )
     if summary.get("answers"):
         sections.append(("answers", "Answers, and what one question took", _answers(summaries)))
+    sections.append(("data", "The data", data_card.section(folder)))
     sections.append(("flow", "How the run went", flow(folder, summary)))
     sections.append(("budget", "Privacy budget of each site", _budget(summary, config)))
     if summary.get("curve"):

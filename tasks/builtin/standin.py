@@ -93,6 +93,13 @@ def resolve(path: str) -> str:
     return str(embedded_folder(path, cache_folder())) if is_embedded(path) else path
 
 
+def is_made(path: str) -> bool:
+    """Whether the built-in model that `path` names is there already; any other path is."""
+    return (
+        not path.startswith(PREFIX) or (_place(path.removeprefix(PREFIX)) / "config.json").exists()
+    )
+
+
 def describe(path: str) -> str:
     """How reports name a model: the built-in ones say that they are stand-ins."""
     if path.startswith(PREFIX):
@@ -102,7 +109,7 @@ def describe(path: str) -> str:
     return Path(path).name if path else ""
 
 
-def _ensure(role: str) -> Path:
+def _place(role: str) -> Path:
     if role in RECIPES:
         described = [role, asdict(RECIPES[role]), public_documents(0, 20)]
         digest, prefix = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12], "world-"
@@ -113,7 +120,11 @@ def _ensure(role: str) -> Path:
         raise ConfigError(
             f"{PREFIX}{role}: there is no such built-in model; allowed: {', '.join(known)}"
         )
-    folder = cache_folder() / f"{prefix}{role}-{digest}"
+    return cache_folder() / f"{prefix}{role}-{digest}"
+
+
+def _ensure(role: str) -> Path:
+    folder = _place(role)
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f".{folder.name}.lock").open("w") as lock:

@@ -6,13 +6,18 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedduet.conf.check import ConfigError
-from fedduet.tasks.data.read import Columns, Row, as_row, check_columns
+from fedduet.tasks.data.read import Columns, OnBad, Row, as_row, check_columns, fail
 
 
 def read_hub(
-    dataset: str, subset: str | None, split: str, columns: Columns, known: Collection[str]
+    dataset: str,
+    subset: str | None,
+    split: str,
+    columns: Columns,
+    known: Collection[str],
+    on_bad: OnBad = fail,
 ) -> list[Row]:
-    """Every row of one split; row 1 is the first.
+    """Every row of one split; row 1 is the first; a bad row goes to `on_bad`.
 
     A class label is given as its number or, where the task's raw values (`known`) do not list the
     number, as its name. Raises ConfigError when the data set, the subset, the split or a column is
@@ -35,7 +40,10 @@ def read_hub(
         label = values[columns.label]
         if names and isinstance(label, int) and str(label) not in known and 0 <= label < len(names):
             values = {**values, columns.label: names[label]}
-        rows.append(as_row(values, columns, f"{where}: row {number}"))
-    if not rows:
+        try:
+            rows.append(as_row(values, columns, f"{where}: row {number}"))
+        except ConfigError as problem:
+            on_bad(str(problem))
+    if not len(data):
         raise ConfigError(f"{where}: holds no rows")
     return rows

@@ -12,6 +12,7 @@ from fedduet.tasks.builtin import world
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data import partition as part
 from fedduet.tasks.data.pools import Pool, client_names, domain_wording, label_wordings, read_pools
+from fedduet.tasks.data.read import OnBad
 from fedduet.tasks.task import Prompts, Record, Split, Task
 
 __all__ = [
@@ -39,6 +40,7 @@ class Loaded:
     cut: int = 0  # texts longer than max_chars
     repeated: int = 0  # rows dropped from train because the same text stands in train already
     in_test: int = 0  # rows dropped from train because the same text stands in test
+    bad: int = 0  # rows that cannot be used, left out by task.on_bad_row=drop
 
     @property
     def available(self) -> int:
@@ -95,12 +97,17 @@ def load_pooled(config: TaskConfig, seed: int) -> Split:
 
 
 def load_clients(
-    config: TaskConfig, seed: int, clients: Sequence[str] | None = None
+    config: TaskConfig,
+    seed: int,
+    clients: Sequence[str] | None = None,
+    on_bad: OnBad | None = None,
 ) -> dict[str, Loaded]:
     """The splits of `clients` (None: all), reading each file once.
 
     Raises ConfigError naming the file and the row, key or client: see `fedduet.tasks.data.read`,
-    and unknown labels, empty texts, clients without rows, unknown clients.
+    and unknown labels, empty texts, clients without rows, unknown clients. With
+    `task.on_bad_row=drop` bad rows are left out and counted instead; `on_bad` is told of them
+    whatever stands there.
     """
     known = client_names(config)
     for client in clients or ():
@@ -109,7 +116,7 @@ def load_clients(
     chosen = tuple(clients) if clients is not None else known
     if config.source == "world":
         return {client: _world(config, client, seed) for client in chosen}
-    pools = read_pools(config, known, chosen, seed)
+    pools = read_pools(config, known, chosen, seed, on_bad)
     kinds = len(label_wordings(config))
     return {client: _split(config, pools[client], kinds, seed, client) for client in chosen}
 
@@ -142,7 +149,7 @@ def _split(config: TaskConfig, pool: Pool, kinds: int, seed: int, client: str) -
     split = Split(tuple(train[row] for row in chosen), tuple(train[row] for row in held_out), test)
     in_test_count = 0 if pool.test is None else len(unique) - len(train)
     per_label = tuple(labels.count(label) for label in range(kinds))
-    return Loaded(split, per_label, pool.cut, repeated, in_test_count)
+    return Loaded(split, per_label, pool.cut, repeated, in_test_count, pool.bad)
 
 
 def _world(config: TaskConfig, client: str, seed: int) -> Loaded:
@@ -207,53 +214,61 @@ def check_data(
     the logical batch.
     """
     labels = label_wordings(config)
-    summaries = {}
-    for client, loaded in load_clients(config, seed, clients).items():
-        split = loaded.split
-        train, validation, test = (
-            _label_counts(records, labels)
-            for records in (split.train, split.validation, split.test)
-        )
-        for label in labels:
-            if loaded.per_label[labels.index(label)] == 1:
-                raise ConfigError(
-                    f"client {client}: one row is labelled {label!r} (repeats and rows of the test"
-                    " split aside); needed: none, or two, one to train on and one to validate"
-                )
-        if sum(rows > 0 for rows in train.values()) < 2:
-            only = next((label for label in labels if train[label]), "none")
+    return {
+        client: check_site(config, client, loaded, labels, logical_batch, by_user)
+        for client, loaded in load_clients(config, seed, clients).items()
+    }
+
+
+def check_site(
+    config: TaskConfig,
+    client: str,
+    loaded: Loaded,
+    labels: Sequence[str],
+    logical_batch: int | None = None,
+    by_user: bool = False,
+) -> ClientSummary:
+    """The summary of one client, or the ConfigError of `check_data`."""
+    split = loaded.split
+    train, validation, test = (
+        _label_counts(records, labels) for records in (split.train, split.validation, split.test)
+    )
+    for label in labels:
+        if loaded.per_label[labels.index(label)] == 1:
             raise ConfigError(
-                f"client {client}: every training row is labelled {only!r}; needed: rows of two"
-                " labels"
+                f"client {client}: one row is labelled {label!r} (repeats and rows of the test"
+                " split aside); needed: none, or two, one to train on and one to validate"
             )
-        if not split.test:
-            raise ConfigError(
-                f"client {client}: no row is left for the test split; give test_path, or more rows"
-            )
-        users = len({record.user for record in split.train} - {""})
-        units, kind = (
-            (users, "users in the training rows")
-            if by_user
-            else (len(split.train), "training rows")
+    if sum(rows > 0 for rows in train.values()) < 2:
+        only = next((label for label in labels if train[label]), "none")
+        raise ConfigError(
+            f"client {client}: every training row is labelled {only!r}; needed: rows of two labels"
         )
-        if logical_batch is not None and units < logical_batch:
-            raise ConfigError(
-                f"client {client}: {units} {kind}, fewer than the logical batch of {logical_batch};"
-                " lower the logical batch, or give more rows (task.rows_per_client is"
-                f" {config.rows_per_client}, rows there are {loaded.available})"
-            )
-        summaries[client] = ClientSummary(
-            split.train[0].domain,
-            train,
-            validation,
-            test,
-            loaded.available,
-            loaded.cut,
-            loaded.repeated,
-            loaded.in_test,
-            users,
+    if not split.test:
+        raise ConfigError(
+            f"client {client}: no row is left for the test split; give test_path, or more rows"
         )
-    return summaries
+    users = len({record.user for record in split.train} - {""})
+    units, kind = (
+        (users, "users in the training rows") if by_user else (len(split.train), "training rows")
+    )
+    if logical_batch is not None and units < logical_batch:
+        raise ConfigError(
+            f"client {client}: {units} {kind}, fewer than the logical batch of {logical_batch};"
+            " lower the logical batch, or give more rows (task.rows_per_client is"
+            f" {config.rows_per_client}, rows there are {loaded.available})"
+        )
+    return ClientSummary(
+        split.train[0].domain,
+        train,
+        validation,
+        test,
+        loaded.available,
+        loaded.cut,
+        loaded.repeated,
+        loaded.in_test,
+        users,
+    )
 
 
 def _label_counts(records: Sequence[Record], labels: Sequence[str]) -> dict[str, int]:

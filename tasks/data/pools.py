@@ -13,7 +13,7 @@ from fedduet.tasks.builtin import world
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data import partition as part
 from fedduet.tasks.data.hub import read_hub
-from fedduet.tasks.data.read import Columns, Row, file_format, read_rows, stem
+from fedduet.tasks.data.read import Columns, OnBad, Row, fail, file_format, read_rows, stem
 from fedduet.tasks.labels import indices, wordings
 from fedduet.tasks.task import Record
 
@@ -26,6 +26,7 @@ class Pool:
     test: tuple[Record, ...] | None
     cut: int = 0
     repeated: int = 0  # rows already dropped, of the whole file
+    bad: int = 0  # rows left out because they cannot be used (task.on_bad_row=drop)
 
 
 def label_wordings(config: TaskConfig) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ def client_names(config: TaskConfig) -> tuple[str, ...]:
             f"task.clients: missing; {_located(config, str(config.path))} is one file, so give the"
             " one client's name"
         )
-    rows = _train_rows(config, config.path)
+    rows = _train_rows(config, config.path, list[str]().append)  # what is bad is told later
     return tuple(sorted({row.client for row in rows if row.client}))
 
 
@@ -91,19 +92,24 @@ def partition_of(config: TaskConfig) -> str:
 
 
 def read_pools(
-    config: TaskConfig, known: Sequence[str], chosen: Sequence[str], seed: int
+    config: TaskConfig,
+    known: Sequence[str],
+    chosen: Sequence[str],
+    seed: int,
+    on_bad: OnBad | None = None,
 ) -> dict[str, Pool]:
     """The pool of each of the `chosen` clients, where `known` are all clients in order. Reads each
-    file once."""
+    file once. Bad rows go to `on_bad`; None: as `task.on_bad_row` says, counted in the pools."""
     how = partition_of(config)
     if how == "files":
-        return {client: _file_pool(config, client) for client in chosen}
-    rows = _train_rows(config, config.path)
-    test = _test_rows(config, config.test_path)
+        return {client: _file_pool(config, client, on_bad) for client in chosen}
+    broken = _Bad(config, on_bad)  # before it is known whose row it is
+    rows = _train_rows(config, config.path, broken)
+    test = _test_rows(config, config.test_path, broken)
     if how == "column":
-        return {client: _column_pool(config, rows, test, client) for client in chosen}
+        return {client: _column_pool(config, rows, test, client, on_bad) for client in chosen}
     # the label alone decides the shares, so they are drawn before the domain is worded
-    records, cut = _records(config, rows, "")
+    records, cut = _records(config, rows, "", broken)
     unique = list({record.text: record for record in reversed(records)}.values())[::-1]
     rng = part.named_random(seed, "partition")
     if how == "iid":
@@ -113,7 +119,7 @@ def read_pools(
         shares = part.dirichlet(
             [record.label for record in unique], kinds, len(known), config.dirichlet_alpha, rng
         )
-    shared = None if test is None else _records(config, test, "")[0]
+    shared = None if test is None else _records(config, test, "", broken)[0]
     pools = {}
     for client, share in zip(known, shares, strict=True):
         domain = domain_wording(config, client)
@@ -126,22 +132,53 @@ def read_pools(
             None if shared is None else tuple(replace(record, domain=domain) for record in shared),
             cut,
             len(records) - len(unique),
+            broken.count,
         )
     return pools
 
 
-def _column_pool(config: TaskConfig, rows: list[Row], test: list[Row] | None, client: str) -> Pool:
-    domain = domain_wording(config, client)
-    train, cut = _records(config, _of_client(config, rows, client, "training"), domain)
+def raw_rows(config: TaskConfig, on_bad: OnBad) -> list[Row]:
+    """Every training row as the files have it, also of sites that the task leaves out; rows of a
+    file of its own have the file's site as client. Raises ConfigError."""
+    if partition_of(config) != "files":
+        return _train_rows(config, config.path, on_bad)
+    files = _files(config, config.path) or dict.fromkeys(client_names(config), str(config.path))
+    return [
+        replace(row, client=client)
+        for client, file in files.items()
+        for row in _train_rows(config, file, on_bad)
+    ]
+
+
+class _Bad:
+    """Counts bad rows, and hands them on or ends the reading as `task.on_bad_row` says."""
+
+    def __init__(self, config: TaskConfig, on_bad: OnBad | None) -> None:
+        self.count = 0
+        self._then = on_bad or (fail if config.on_bad_row == "fail" else None)
+
+    def __call__(self, problem: str) -> None:
+        self.count += 1
+        if self._then is fail:
+            fail(f"{problem} (all of them: fedduet data; task.on_bad_row=drop leaves them out)")
+        elif self._then:
+            self._then(problem)
+
+
+def _column_pool(
+    config: TaskConfig, rows: list[Row], test: list[Row] | None, client: str, on_bad: OnBad | None
+) -> Pool:
+    domain, bad = domain_wording(config, client), _Bad(config, on_bad)
+    train, cut = _records(config, _of_client(config, rows, client, "training"), domain, bad)
     if test is None:
-        return Pool(train, None, cut)
+        return Pool(train, None, cut, bad=bad.count)
     mine = _of_client(config, test, client, "test") if any(row.client for row in test) else test
-    records, more = _records(config, mine, domain)
-    return Pool(train, records, cut + more)
+    records, more = _records(config, mine, domain, bad)
+    return Pool(train, records, cut + more, bad=bad.count)
 
 
-def _file_pool(config: TaskConfig, client: str) -> Pool:
-    domain = domain_wording(config, client)
+def _file_pool(config: TaskConfig, client: str, on_bad: OnBad | None) -> Pool:
+    domain, bad = domain_wording(config, client), _Bad(config, on_bad)
     files = _files(config, config.path)
     if client not in files:
         if isinstance(config.path, str) and not _located(config, config.path).is_dir():
@@ -150,19 +187,19 @@ def _file_pool(config: TaskConfig, client: str) -> Pool:
             raise ConfigError(
                 f"task.path: no file for client {client!r}; {nearest(client, list(files))}"
             )
-    train, cut = _records(config, _train_rows(config, files[client]), domain)
+    train, cut = _records(config, _train_rows(config, files[client], bad), domain, bad)
     tests = _files(config, config.test_path)
     if tests and client not in tests:
         raise ConfigError(
             f"task.test_path: no file for client {client!r}; {nearest(client, list(tests))}"
         )
-    test = _test_rows(config, tests.get(client, config.test_path))
+    test = _test_rows(config, tests.get(client, config.test_path), bad)
     if test is None:
-        return Pool(train, None, cut)
+        return Pool(train, None, cut, bad=bad.count)
     if not tests and any(row.client for row in test):
         test = _of_client(config, test, client, "test")
-    records, more = _records(config, test, domain)
-    return Pool(train, records, cut + more)
+    records, more = _records(config, test, domain, bad)
+    return Pool(train, records, cut + more, bad=bad.count)
 
 
 def _of_client(config: TaskConfig, rows: list[Row], client: str, kind: str) -> list[Row]:
@@ -178,22 +215,24 @@ def _of_client(config: TaskConfig, rows: list[Row], client: str, kind: str) -> l
 
 
 def _records(
-    config: TaskConfig, rows: Sequence[Row], domain: str
+    config: TaskConfig, rows: Sequence[Row], domain: str, on_bad: OnBad
 ) -> tuple[tuple[Record, ...], int]:
-    """(records, how many texts were cut). Raises ConfigError for an empty text or a label that
-    task.labels does not list."""
+    """(records, how many texts were cut). An empty text, or a label that task.labels does not list,
+    goes to `on_bad`."""
     known = indices(config.labels)
+    allowed = ", ".join(repr(raw) for raw in known)
     records, cut = [], 0
     for row in rows:
         text = row.text.strip()
         if not text:
-            raise ConfigError(f"{row.where}: column {config.text_column!r} is empty")
+            on_bad(f"{row.where}: column {config.text_column!r} is empty")
+            continue
         if row.label not in known:
-            allowed = ", ".join(repr(raw) for raw in known)
-            raise ConfigError(
+            on_bad(
                 f"{row.where}: column {config.label_column!r} holds {row.label!r}, which"
                 f" task.labels does not list; allowed: {allowed}"
             )
+            continue
         if len(text) > config.max_chars:
             text, cut = _cut(text, config.max_chars), cut + 1
         records.append(Record(text, known[row.label], domain, row.user))
@@ -237,7 +276,7 @@ def _files(config: TaskConfig, path: str | Mapping[str, str] | None) -> dict[str
     return files
 
 
-def _train_rows(config: TaskConfig, path: str | None) -> list[Row]:
+def _train_rows(config: TaskConfig, path: str | None, on_bad: OnBad) -> list[Row]:
     if config.source == "hub":
         return read_hub(
             str(config.dataset),
@@ -245,11 +284,12 @@ def _train_rows(config: TaskConfig, path: str | None) -> list[Row]:
             config.train_split,
             _columns(config),
             indices(config.labels),
+            on_bad,
         )
-    return read_rows(_one_file(config, "path", path), _columns(config))
+    return read_rows(_one_file(config, "path", path), _columns(config), on_bad)
 
 
-def _test_rows(config: TaskConfig, path: str | None) -> list[Row] | None:
+def _test_rows(config: TaskConfig, path: str | None, on_bad: OnBad) -> list[Row] | None:
     """Rows of the test file or split, with the client where it has the client column. None: the
     task has no test of its own."""
     columns = replace(_columns(config), client=config.client_column, client_needed=False, user=None)
@@ -257,9 +297,16 @@ def _test_rows(config: TaskConfig, path: str | None) -> list[Row] | None:
         if config.test_split is None:
             return None
         return read_hub(
-            str(config.dataset), config.subset, config.test_split, columns, indices(config.labels)
+            str(config.dataset),
+            config.subset,
+            config.test_split,
+            columns,
+            indices(config.labels),
+            on_bad,
         )
-    return None if path is None else read_rows(_one_file(config, "test_path", path), columns)
+    return (
+        None if path is None else read_rows(_one_file(config, "test_path", path), columns, on_bad)
+    )
 
 
 def _columns(config: TaskConfig) -> Columns:

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from fedduet.conf.check import ConfigError, nearest
 from fedduet.tasks.labels import raw_value
 
 FORMATS = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+# told of a bad row, in a sentence that names file, row and line; returns where rows may be left out
+OnBad = Callable[[str], None]
 # the csv module's default of 131,072 characters is shorter than some reviews
 _FIELD_LIMIT = 2**31 - 1
 
@@ -57,6 +59,11 @@ class Row:
     user: str = ""
 
 
+def fail(problem: str) -> None:
+    """The first bad row ends the reading. Raises ConfigError."""
+    raise ConfigError(problem)
+
+
 def file_format(path: Path) -> str | None:
     """The one of FORMATS that `path` ends in."""
     name = path.name.casefold()
@@ -69,12 +76,30 @@ def stem(path: Path) -> str:
     return path.name[: -len(ending)] if ending else path.name
 
 
-def read_rows(path: Path, columns: Columns) -> list[Row]:
-    """Every row of `path`; row 1 is the first after a csv header, or the first line of jsonl.
+def read_rows(path: Path, columns: Columns, on_bad: OnBad = fail) -> list[Row]:
+    """Every good row of `path`; row 1 is the first after a csv header, or the first line of jsonl.
 
-    Raises ConfigError for a missing file or column, an unknown format, bytes that are not UTF-8,
-    and broken rows.
+    Broken rows, and rows whose text is no text or whose user is not named, go to `on_bad`. Raises
+    ConfigError for what concerns the whole file: none there, a missing column, an unknown format,
+    bytes that are not UTF-8, a quote that never ends, no rows.
     """
+    path, rows, empty = path.absolute(), [], True
+    for number, values in read_values(path, columns, on_bad):
+        empty = False
+        try:
+            rows.append(as_row(values, columns, f"{path}: row {number}"))
+        except ConfigError as problem:
+            on_bad(str(problem))
+    if empty:
+        raise ConfigError(f"{path}: holds no rows")
+    return rows
+
+
+def read_values(
+    path: Path, columns: Columns | None = None, on_bad: OnBad = fail
+) -> Iterator[tuple[object, dict[str, Any]]]:
+    """(number, values by column) of every whole row, before it is looked at; `columns` that must be
+    there (None: whichever there are). Raises as `read_rows`."""
     path = path.absolute()
     if not path.is_file():
         raise ConfigError(
@@ -86,15 +111,10 @@ def read_rows(path: Path, columns: Columns) -> list[Row]:
             f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(FORMATS)}"
         )
     if ending == ".parquet":
-        found = _parquet(path, columns)
-    elif ending.startswith(".csv"):
-        found = _csv(path, _text(path), columns)
-    else:
-        found = _jsonl(path, _text(path))
-    rows = [as_row(values, columns, f"{path}: row {number}") for number, values in found]
-    if not rows:
-        raise ConfigError(f"{path}: holds no rows")
-    return rows
+        return _parquet(path, columns)
+    if ending.startswith(".csv"):
+        return _csv(path, _text(path), columns, on_bad)
+    return _jsonl(path, _text(path), on_bad)
 
 
 def as_row(values: dict[str, Any], columns: Columns, where: str) -> Row:
@@ -139,7 +159,9 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _csv(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv(
+    path: Path, text: str, columns: Columns | None, on_bad: OnBad
+) -> Iterator[tuple[str, dict[str, Any]]]:
     csv.field_size_limit(_FIELD_LIMIT)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     number = 0
@@ -152,24 +174,28 @@ def _csv(path: Path, text: str, columns: Columns) -> Iterator[tuple[int, dict[st
             raise ConfigError(
                 f"{path}: a column name stands twice in the header: {', '.join(header)}"
             )
-        check_columns(columns, header, str(path))
+        if columns:
+            check_columns(columns, header, str(path))
+        after = reader.line_num
         for values in reader:
+            line, after = after + 1, reader.line_num
             if not values:
                 continue
             number += 1
             if len(values) != len(header):
-                raise ConfigError(
-                    f"{path}: row {number} (line {reader.line_num}): {len(values)} fields, but the"
-                    f" header has {len(header)}"
+                on_bad(
+                    f"{path}: row {number} (line {line}): {len(values)} fields, but the header has"
+                    f" {len(header)}"
                 )
-            yield number, dict(zip(header, values, strict=True))
+                continue
+            yield f"{number} (line {line})", dict(zip(header, values, strict=True))
     except csv.Error as failure:
         raise ConfigError(
             f"{path}: row {number + 1} (line {reader.line_num}): not proper CSV ({failure})"
         ) from None
 
 
-def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(path: Path, text: str, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
     # not splitlines: U+2028 may stand inside a string
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -177,22 +203,24 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as failure:
-            raise ConfigError(f"{path}: row {number}: not JSON ({failure})") from None
+            on_bad(f"{path}: row {number}: not JSON ({failure})")
+            continue
         if not isinstance(values, dict):
-            raise ConfigError(
-                f"{path}: row {number}: found {type(values).__name__}, needed a JSON object"
-            )
+            on_bad(f"{path}: row {number}: found {type(values).__name__}, needed a JSON object")
+            continue
         yield number, values
 
 
-def _parquet(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(path: Path, columns: Columns | None) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         names = pyarrow.parquet.read_schema(path).names
-        check_columns(columns, names, str(path))
-        table = pyarrow.parquet.read_table(path, columns=columns.among(names))
+        if columns:
+            check_columns(columns, names, str(path))
+        wanted = columns.among(names) if columns else names
+        table = pyarrow.parquet.read_table(path, columns=wanted)
     except pyarrow.ArrowInvalid as failure:
         raise ConfigError(f"{path}: not a Parquet file ({failure})") from None
     yield from enumerate(table.to_pylist(), start=1)

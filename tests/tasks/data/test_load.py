@@ -73,7 +73,9 @@ def test_float_labels_are_not_read_by_their_first_character(tmp_path):
     split = load_client(made, "a", 0)
     labels = {record.text: record.label for record in split.train + split.validation + split.test}
     assert labels == {f"t{i}": {1: 0, 10: 2, 2: 1}[label] for i, label in enumerate([1, 10, 2] * 6)}
-    with pytest.raises(ConfigError, match=r"row 2: column 'label' holds '10'.*allowed: '1', '2'"):
+    with pytest.raises(
+        ConfigError, match=r"row 2 \(line 3\): column 'label' holds '10'.*allowed: '1', '2'"
+    ):
         load_client(
             config(
                 tmp_path / "f.csv", client_column=None, clients=["a"], labels={1: "one", 2: "two"}
@@ -100,14 +102,14 @@ def test_an_unknown_label_and_an_empty_text_name_their_row(tmp_path):
     with pytest.raises(
         ConfigError,
         match=(
-            r"row 8: column 'label' holds '2', which task.labels does not list; allowed: '0', '1'"
+            r"row 8 \(line 9\): column 'label' holds '2', which task.labels does not list; allowed: '0', '1'"
         ),
     ):
         check_data(config(write_csv(tmp_path / "f.csv", data)), 0)
     # row 8 is not b's
     assert set(check_data(config(tmp_path / "f.csv"), 0, clients=["b"])) == {"b"}
     data[7]["label"], data[30]["text"] = "1", " \t"
-    with pytest.raises(ConfigError, match=r"row 31: column 'text' is empty"):
+    with pytest.raises(ConfigError, match=r"row 31 \(line 32\): column 'text' is empty"):
         check_data(config(write_csv(tmp_path / "f.csv", data)), 0)
 
 

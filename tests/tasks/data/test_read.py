@@ -58,7 +58,8 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     assert [(row.text, row.label, row.client) for row in found] == [
         (r["text"], r["label"], r["domain"]) for r in data
     ]
-    assert found[1].where == f"{path}: row 2"
+    line = " (line 4)" if "csv" in name else ""  # below the header, and the first text has two
+    assert found[1].where == f"{path}: row 2{line}"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
