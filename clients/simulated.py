@@ -9,18 +9,19 @@ import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.answering.config import AnswersConfig
 from fedduet.clients.vault.config import SiteConfig, site_settings
-from fedduet.clients.vault.dispatch import AnyVault, open_vault
 from fedduet.conf.check import ConfigError, check
 from fedduet.tasks.data.questions import check_task, names_of
 from fedduet.wire.messages import is_name
-from flwr.app import Context
 
 from fedduet import conf
+
+if TYPE_CHECKING:
+    from fedduet.clients.vault.dispatch import AnyVault
+    from flwr.app import Context
 
 OPEN_VAULTS = 8  # records of at most so many sites are held in memory by one process
 POOLED_FOLDER = "_pooled"  # of the upper bound; no site's folder starts so
@@ -73,6 +74,9 @@ def give_back_memory() -> None:
 
 @lru_cache(maxsize=OPEN_VAULTS)
 def _open(dumped: str, partition: int, run_id: int) -> AnyVault:
+    import torch
+    from fedduet.clients.vault.dispatch import open_vault
+
     give_back_memory()
     config = conf.from_run_config({"config": dumped})
     if config["federation"]["kind"] == "simulation":

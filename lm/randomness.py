@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+if TYPE_CHECKING:
+    import torch
 
 MANTISSA = 2**52 - 1  # of a float64
 ONE = 1023 << 52  # the bits of 1.0
@@ -29,6 +31,8 @@ def derive(seed: int, *names: str | int) -> int:
 
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU torch generator for the stream called `names`."""
+    import torch  # here and below: seeds and coins are wanted by what never loads a model
+
     return torch.Generator().manual_seed(derive(seed, *names))
 
 
@@ -71,6 +75,8 @@ class SecureNoise:
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def normal(self, count: int) -> torch.Tensor:
+        import torch
+
         out = torch.empty(count, dtype=torch.float32)
         for start, numbers in self._chunks(count):
             out[start : start + len(numbers)] = numbers
@@ -87,6 +93,8 @@ class SecureNoise:
             flat[start : start + len(numbers)].add_(numbers, alpha=deviation)
 
     def _chunks(self, count: int) -> Iterator[tuple[int, torch.Tensor]]:
+        import torch
+
         stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
         zeros, bits, half = bytes(8 * self.chunk), bytearray(8 * self.chunk), self.chunk // 2
         numbers, pair = torch.frombuffer(bits, dtype=torch.int64), torch.empty(self.chunk)
@@ -114,6 +122,8 @@ class SeededNoise:
         return self._coins.random(count)
 
     def normal(self, count: int) -> torch.Tensor:
+        import torch
+
         return torch.randn(count, generator=self._normals)
 
     def add_noise(self, values: torch.Tensor, deviation: float) -> None:

@@ -8,14 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedduet.clients.vault.answering.baselines import BASELINES
-from fedduet.clients.vault.answering.methods import SEARCH
-from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.config import BASELINES, SEARCH, SearchConfig
 from fedduet.clients.vault.answering.solving import Solution
 from fedduet.clients.vault.config import SiteConfig
-from fedduet.clients.vault.reasoning import ReasoningVault
 from fedduet.clients.vault.release.policy import PolicyError
-from fedduet.clients.vault.service import read_site
 from fedduet.conf.check import ConfigError, check
 from fedduet.scripts.reporting.search import answering_site, keep
 from fedduet.strategies.gboost import MODEL
@@ -52,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         "--keep", action="store_true", help="keep the search tree in the run folder, for its report"
     )
     given = parser.parse_args(list(argv))
+    from fedduet.clients.vault.reasoning import ReasoningVault
+
     try:
         site, run, search = _site(given.run, given.client, given.vault)
         if given.budget is not None:
@@ -98,5 +96,7 @@ def _site(run: str, client: str | None, vault: Path | None) -> tuple[SiteConfig,
     """The site that is asked, the id of the run that tuned its SLM, and the settings of the
     search."""
     if vault:
+        from fedduet.clients.vault.service import read_site
+
         return read_site(vault)[1], run, SearchConfig()
     return answering_site(Path(run), client)

@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """0 after the gateway was stopped. Raises ConfigError before any weights are read for what
     cannot work."""
+    arguments = parser().parse_args(list(argv))
     import uvicorn
     from fedduet.server.gateway.access import Keys
     from fedduet.server.gateway.app import Gateway, GatewayConfig, gateway_app
@@ -61,7 +62,6 @@ def main(argv: Sequence[str]) -> int:
     from fedduet.server.llm.load import check_llm, load_llm
     from fedduet.tasks.builtin.standin import resolve
 
-    arguments = parser().parse_args(list(argv))
     limits = check(GatewayConfig, _limits(arguments.overrides), "gateway")
     keys = Keys() if arguments.no_keys else _keys(Keys, arguments)
     if arguments.no_keys and not _loopback(arguments.host):

@@ -14,7 +14,8 @@ prepare()
 
 from fedduet.conf.check import ConfigError  # noqa: E402
 from fedduet.lm.decoding.sample import sample_texts  # noqa: E402
-from fedduet.lm.models.load import check_model_folder, load_causal_lm, load_tokenizer  # noqa: E402
+from fedduet.lm.models.folder import check_model_folder  # noqa: E402
+from fedduet.lm.models.load import load_causal_lm, load_tokenizer  # noqa: E402
 from fedduet.lm.training.reward_training import (  # noqa: E402
     RewardTraining,
     fit_likelihood,

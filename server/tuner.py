@@ -12,7 +12,7 @@ from typing import Any
 from fedduet.conf.check import check
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, TuneReport
 from fedduet.server.cloud import LLMCloud
 from fedduet.server.llm.base import LLM, Progress, Rated, Tunes
 from fedduet.server.measuring.general import GeneralConfig, fell, load_general, measure_general

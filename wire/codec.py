@@ -7,12 +7,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydantic
 from fedduet.wire import messages
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
 
 _KINDS = {
     kind.__name__: kind
@@ -65,6 +67,8 @@ def decode(kind: str, blob: bytes) -> Any:
 
 def pack(message: Any, arrays: Mapping[str, np.ndarray] | None = None) -> RecordDict:
     """A RecordDict with the message and, optionally, named weight arrays."""
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
     blob = np.frombuffer(encode(message), dtype=np.uint8)
     record = RecordDict(
         {
@@ -98,6 +102,8 @@ def unpack(record: RecordDict) -> tuple[Any, Arrays]:
 
 def size(record: RecordDict) -> int:
     """Payload bytes of a RecordDict: its arrays' data."""
+    from flwr.app import ArrayRecord
+
     return sum(
         len(array.data)
         for part in record.values()

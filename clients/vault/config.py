@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-from fedduet.clients.vault.answering.methods import AnswersConfig
-from fedduet.clients.vault.feedback import ScorerEmbedding
+from fedduet.clients.vault.answering.config import AnswersConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.clients.vault.release.privacy_unit import check_unit
 from fedduet.conf.check import Section, check
-from fedduet.lm.dp.dpsgd import DPConfig
-from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.dp.config import DPConfig
+from fedduet.lm.training.config import SLMConfig
 from fedduet.tasks.data.questions import AnyTask
+
+ScorerEmbedding = Literal["auto", "slm", "words"]
 
 
 class GeneratorConfig(DPConfig):

@@ -10,17 +10,16 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
+from fedduet.clients.vault.config import ScorerEmbedding
 from fedduet.lm.dp.dpsgd import rows_of_units
 from fedduet.lm.randomness import NoiseSource
 from fedduet.lm.text.embed import Embedder, hashed_embeddings
-from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.config import SLMConfig
 from fedduet.tasks.builtin.standin import PREFIX, resolve
 
-ScorerEmbedding = Literal["auto", "slm", "words"]
 # [O] of the scorer: best or near it on public review domains and the world's public part
 STEPS, LEARNING_RATE, CLIP = 5, 4.0, 0.5
 LEAST_PART = 0.05  # [O] of a run's epsilon; with less left for scores they are refused

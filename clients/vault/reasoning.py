@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedduet.clients.vault.answering.methods import Answering, check_search, method_of
-from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.config import SearchConfig, check_search, method_of
+from fedduet.clients.vault.answering.methods import Answering
 from fedduet.clients.vault.answering.sent import Sent
 from fedduet.clients.vault.answering.solving import Solution
 from fedduet.clients.vault.budget.ledger import Ledger

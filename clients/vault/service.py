@@ -15,14 +15,14 @@ import pydantic
 import yaml
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.answering.config import AnswersConfig
 from fedduet.clients.vault.config import GeneratorConfig, SiteConfig
 from fedduet.clients.vault.dispatch import AnyVault, ask
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.clients.vault.release.privacy_unit import check_unit
 from fedduet.conf.check import ConfigError, Section, check
-from fedduet.lm.models.load import check_model_folder
-from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.models.folder import check_model_folder
+from fedduet.lm.training.config import SLMConfig
 from fedduet.tasks.data.load import check_data
 from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 from fedduet.wire.body import from_body, to_body

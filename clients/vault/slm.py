@@ -15,12 +15,12 @@ from fedduet.lm.models.save import save_model, set_trainable_arrays, trainable_a
 from fedduet.lm.randomness import derive
 from fedduet.lm.training.classify import (
     Examples,
-    SLMConfig,
     planned_training_steps,
     predict_probabilities,
     prepare_classifier,
     train_classifier,
 )
+from fedduet.lm.training.config import SLMConfig
 from fedduet.tasks.builtin.standin import resolve
 from fedduet.tasks.task import Record, Split
 from fedduet.wire.codec import Arrays

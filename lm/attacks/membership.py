@@ -16,7 +16,7 @@ from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.text.embed import hashed_embeddings
 from fedduet.lm.text.words import shingles, units
 from fedduet.lm.training.causal import train_causal
-from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.config import SLMConfig
 from fedduet.lm.training.tune import answer_logprobs
 from scipy import stats
 

@@ -4,7 +4,6 @@ quietly, and cached."""
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import threading
 import warnings
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from fedduet.conf.check import ConfigError
+from fedduet.lm.models.folder import check_model_folder, is_folder
 from fedduet.lm.randomness import generator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -27,75 +27,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 KEPT = 4  # public base models kept in memory by one process
 END = "<|endoftext|>"  # the end token a generator gets when its tokenizer has none
-
-# ---------------------------------------------------------------- checks before anything is loaded
-
-
-def is_folder(path: str | Path) -> bool:
-    """Whether `path` means a folder on this machine rather than a hub name such as "org/name" or
-    "name"."""
-    text = str(path)
-    return (
-        Path(text).expanduser().exists() or text.startswith(("/", ".", "~")) or text.count("/") > 1
-    )
-
-
-def check_model_folder(path: str | Path, role: str, causal: bool = False) -> None:
-    """Raises ConfigError when `path` is a folder that cannot hold a usable model; `role` names it,
-    e.g. "slm.path".
-
-    Hub names pass: only a download can tell. `causal` asks for a model type that can generate text.
-    """
-    if not str(path):
-        raise ConfigError(f"{role}: found an empty path; give a model folder or a hub name")
-    if not is_folder(path):
-        return
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{role}: found {str(path)!r}, which is not a folder; give a Hugging Face model folder"
-            " or a hub name"
-        )
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{role}: {folder} has no config.json; it must be a Hugging Face model folder"
-        )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type", "")
-    except (ValueError, AttributeError) as failure:
-        raise ConfigError(
-            f"{role}: {folder / 'config.json'} is not a JSON object ({failure})"
-        ) from None
-    if not list(folder.glob("*.safetensors")):
-        found = sorted(file.name for file in folder.glob("*.bin")) + sorted(
-            file.name for file in folder.glob("*.pt")
-        )
-        other = f"found {', '.join(found)}; " if found else ""
-        raise ConfigError(
-            f"{role}: {folder} has no *.safetensors weights; {other}only safetensors are loaded"
-        )
-    if not any(
-        (folder / name).is_file()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
-    ):
-        raise ConfigError(
-            f"{role}: {folder} has no tokenizer; tokenizer.json (or tokenizer.model, vocab.txt,"
-            " vocab.json) is needed"
-        )
-    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder", False)
-    if causal and (encoder or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        raise ConfigError(
-            f"{role}: {folder} is of type {kind!r}, which cannot generate text; give a causal LM"
-            " (e.g. llama, gpt2)"
-        )
 
 
 @contextmanager

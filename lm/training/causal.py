@@ -12,7 +12,8 @@ from fedduet.lm.models.batch import Encoded, encode_document, endless_by_length,
 from fedduet.lm.models.load import attach_lora, trainable
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive, numpy_generator
-from fedduet.lm.training.classify import SLMConfig, schedule
+from fedduet.lm.training.classify import schedule
+from fedduet.lm.training.config import SLMConfig
 from fedduet.lm.training.tune import answer_logprobs
 
 

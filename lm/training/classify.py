@@ -7,12 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
 import torch
-from fedduet.conf.check import Section
 from fedduet.lm.models.batch import (
     by_length,
     encode,
@@ -25,37 +23,8 @@ from fedduet.lm.models.load import attach_lora, eager_attention, trainable
 from fedduet.lm.models.precision import use_bf16
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive, numpy_generator
+from fedduet.lm.training.config import SLMConfig
 from torch.nn import functional
-
-
-class SLMConfig(Section):
-    """The small model of a site and how it is trained; conf/slm/*.yaml say how their values were
-    chosen."""
-
-    path: str  # folder or hub name of an encoder or causal LM
-    method: Literal["full", "lora"] = "full"
-    # what is trained, and leaves, when weights are shared (FedAvg)
-    share: Literal["full", "lora"] = "full"
-    rank: int = pydantic.Field(default=16, ge=1)  # LoRA
-    alpha: float = pydantic.Field(default=32.0, gt=0)  # LoRA
-    # highest, after the warm-up; falls linearly to 0
-    learning_rate: float = pydantic.Field(default=1e-4, gt=0)
-    # the head, new and random, learns this many times faster
-    head_factor: float = pydantic.Field(default=1.0, gt=0)
-    # passes over the larger of the two sets, see planned_training_steps
-    epochs: float = pydantic.Field(default=15.0, gt=0)
-    min_steps: int = pydantic.Field(default=0, ge=0)
-    max_steps: int = pydantic.Field(default=300, ge=1)
-    # rows a step; half of each set when there are two
-    batch_size: int = pydantic.Field(default=16, ge=2)
-    max_tokens: int = pydantic.Field(default=128, ge=4)
-    warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps
-    weight_decay: float = pydantic.Field(default=0.01, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # checkpoint with the lowest validation loss, or the last
-    select: Literal["best", "last"] = "best"
-    # how often the validation loss is measured, evenly spaced, for "best"
-    evaluations: int = pydantic.Field(default=6, ge=1)
 
 
 @dataclass(frozen=True)

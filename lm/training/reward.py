@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
 import torch
-from fedduet.conf.check import ConfigError, Section
+from fedduet.conf.check import ConfigError
 from fedduet.lm.models.batch import Encoded, by_length, longest, pad
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer, quiet
+from fedduet.lm.training.config import RewardConfig
 from fedduet.lm.training.tune import answer_logprobs
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForTokenClassification
@@ -23,28 +23,6 @@ from transformers import AutoModel, AutoModelForTokenClassification
 Word = Callable[[str, Sequence[str]], str]
 State = tuple[str, tuple[str, ...]]
 LIKELIHOOD = "likelihood.json"
-
-
-class RewardConfig(Section):
-    """Which reward model, and in which form it wants solutions.
-
-    `steps`: a token classifier of two classes, read at the last token of each step, as TRL's
-    PRMTrainer and `fedduet-train-reward` make them. `likelihood`: the least likely token of the
-    steps under a causal LM, turned into a probability by what `fedduet-train-reward` fitted to
-    labelled steps (`likelihood.json` beside the weights): for models too small to learn a head [O].
-    `qwen`:
-    Qwen2.5-Math-PRM (Zhang et al. 2025): "<extra_0>" after each step, a head of two layers.
-    `math_shepherd` (Wang et al. 2024): a causal LM that says `good` or `bad` at the `tag` after
-    each step.
-    """
-
-    path: str
-    form: Literal["steps", "likelihood", "qwen", "math_shepherd"] = "steps"
-    tag: str = "ки"
-    good: str = "+"
-    bad: str = "-"
-    batch_size: int = pydantic.Field(64, ge=1)
-    max_tokens: int = pydantic.Field(1024, ge=8)
 
 
 class StepRewards:

@@ -16,6 +16,7 @@ from fedduet.lm.decoding.stepper import forward
 from fedduet.lm.models.batch import Encoded, by_length, pad, positions
 from fedduet.lm.models.load import trainable
 from fedduet.lm.randomness import numpy_generator
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, TuneReport
 from fedduet.lm.training.objectives import (
     dpo_loss,
     group_advantages,
@@ -24,7 +25,6 @@ from fedduet.lm.training.objectives import (
     policy_gradient_loss,
     preference_pairs,
 )
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from torch.nn import functional
 
 Told = Callable[[int, int], None]  # steps done, steps in all

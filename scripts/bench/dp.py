@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from fedduet.lm.dp.clipped_sums import ClippedSum, LossBatch, row_losses
-from fedduet.lm.dp.dpsgd import ENGINES, DPConfig, prepare_generator, set_noisy_gradients
+from fedduet.lm.dp.config import DPConfig
+from fedduet.lm.dp.dpsgd import ENGINES, prepare_generator, set_noisy_gradients
 from fedduet.lm.models.load import eager_attention, trainable
 from fedduet.lm.models.precision import use_bf16
 from fedduet.lm.randomness import SecureNoise

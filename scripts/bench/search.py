@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fedduet.clients.vault.answering.search import SearchConfig, search_many
+from fedduet.clients.vault.answering.config import SearchConfig
+from fedduet.clients.vault.answering.search import search_many
 from fedduet.clients.vault.answering.solving import Form, Solution, State
-from fedduet.clients.vault.answering.writers import StepWriter, local_writers
+from fedduet.clients.vault.answering.steps import StepWriter
+from fedduet.clients.vault.answering.writers import local_writers
 from fedduet.lm.models.load import attach_lora, trainable
 from fedduet.lm.pretraining.start import train_tokenizer
 from fedduet.scripts.bench.paired import ratio, take_turns

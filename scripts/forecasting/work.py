@@ -11,7 +11,8 @@ from typing import Any
 
 from fedduet.clients.vault.config import site_settings
 from fedduet.lm.dp.dpsgd import planned_steps
-from fedduet.lm.training.classify import SLMConfig, planned_training_steps
+from fedduet.lm.training.classify import planned_training_steps
+from fedduet.lm.training.config import SLMConfig
 from fedduet.server.app import strategy_settings
 from fedduet.strategies.config import CrossLMConfig, FDKTConfig
 

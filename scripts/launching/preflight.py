@@ -7,14 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedduet.clients.vault.answering.baselines import BASELINES
-from fedduet.clients.vault.answering.methods import AnswersConfig, method_of
-from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.config import BASELINES, AnswersConfig, SearchConfig, method_of
 from fedduet.clients.vault.config import PrivacyConfig, site_settings
 from fedduet.clients.vault.release.privacy_unit import check_unit
 from fedduet.conf.check import ConfigError, check, nearest
-from fedduet.lm.models.load import check_model_folder
-from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.models.folder import check_model_folder
+from fedduet.lm.training.config import SLMConfig
 from fedduet.server.app import strategy_settings, task_for
 from fedduet.server.llm.config import LLMConfig
 from fedduet.server.llm.load import check_llm

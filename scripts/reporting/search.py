@@ -24,7 +24,7 @@ from fedduet.strategies.run.run_folder import write_atomically
 from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 
 if TYPE_CHECKING:  # they load torch, which a page of a run does without
-    from fedduet.clients.vault.answering.search import SearchConfig
+    from fedduet.clients.vault.answering.config import SearchConfig
     from fedduet.clients.vault.answering.solving import Solution
     from fedduet.clients.vault.config import SiteConfig
 
@@ -91,7 +91,7 @@ def answering_site(folder: Path, client: str | None) -> tuple[SiteConfig, str, S
     Raises ConfigError for what is no run that answers questions, and for an unknown site.
     """
     from fedduet.clients.simulated import simulated_site, site_folder
-    from fedduet.clients.vault.answering.search import SearchConfig
+    from fedduet.clients.vault.answering.config import SearchConfig
 
     if not (folder / "config.yaml").is_file() or not (folder / "run_id").is_file():
         raise ConfigError(

@@ -22,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from scipy import stats
 
 ORDER = ("local", "dp_only", "zero_shot", "filtered", "fedavg", "fdkt", "crosslm", "pooled")
 
@@ -123,6 +122,8 @@ def interval(values: list[float]) -> tuple[float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan
+    from scipy import stats
+
     return mean, float(
         stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedduet.lm.text.embed import hashed_embeddings
 from fedduet.scripts.reporting import charts
 from fedduet.scripts.reporting.html import cards, opened, picture, rows_of, spread, table
 
@@ -155,6 +154,8 @@ def _nearest(
     rows: Sequence[Mapping[str, Any]], among: Sequence[Mapping[str, Any]], what: str
 ) -> list[str]:
     """For each row the most similar other text of `among`, its own site's where there are any."""
+    from fedduet.lm.text.embed import hashed_embeddings
+
     found = []
     for row in rows:
         others = [one for one in among if one["text"] != row["text"]]

@@ -14,8 +14,8 @@ from fedduet.lm.decoding.llama import affords_copies
 from fedduet.lm.decoding.stepper import AnyStepper, Stepper, stepper
 from fedduet.lm.models.batch import Encoded
 from fedduet.lm.models.load import add_lora, quiet
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, TuneReport
 from fedduet.lm.training.tune import tune_examples, tune_policy
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
 from fedduet.server.llm.base import Example, Progress, Prompt, Rated
 from peft import LoraConfig, PeftModel
 

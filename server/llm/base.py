@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, TuneReport
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def check_llm(config: LLMConfig) -> None:
     the device, the script."""
     if config.engine == "transformers":
         from fedduet.lm.models.device import chosen_device
-        from fedduet.lm.models.load import check_model_folder
+        from fedduet.lm.models.folder import check_model_folder
 
         check_model_folder(str(config.path), "llm.path", causal=True)
         chosen_device(config.device, "llm.device")
@@ -59,7 +59,7 @@ def check_llm(config: LLMConfig) -> None:
 
 
 def _check_tokenizer_folder(path: str) -> None:
-    from fedduet.lm.models.load import is_folder
+    from fedduet.lm.models.folder import is_folder
 
     names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
     if is_folder(path) and not any((Path(path).expanduser() / name).is_file() for name in names):
@@ -81,7 +81,8 @@ def _dtype(precision: str, device: Any) -> Any:
 
 def _load_transformers(config: LLMConfig) -> LLM:
     from fedduet.lm.models.device import chosen_device
-    from fedduet.lm.models.load import is_folder, load_tokenizer, quiet
+    from fedduet.lm.models.folder import is_folder
+    from fedduet.lm.models.load import load_tokenizer, quiet
     from fedduet.server.llm.transformers_engine import TransformersLLM
     from transformers import AutoModelForCausalLM
 

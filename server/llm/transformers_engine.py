@@ -12,7 +12,7 @@ from fedduet.lm.decoding.decode import Answer, Ask, decode
 from fedduet.lm.decoding.sample import end_tokens
 from fedduet.lm.decoding.stepper import forward
 from fedduet.lm.models.batch import Encoded, by_length, pad, positions
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, TuneReport
 from fedduet.server.llm.adapters import Adapters
 from fedduet.server.llm.base import Completion, Example, Progress, Prompt, Rated, Request
 from fedduet.server.llm.tokens import decoded, decoded_after, encode, start_tokens

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedduet.conf.check import RunFailed
 from fedduet.strategies.run.run_folder import RunFolder
@@ -21,8 +21,10 @@ from fedduet.wire.messages import (
     Score,
     Synthesize,
 )
-from flwr.app import Message
-from flwr.serverapp import Grid
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.serverapp import Grid
 
 _MESSAGE_TYPES = {
     Introduce: "query.introduce",
@@ -142,6 +144,8 @@ class Sites:
         passed."""
         if not requests:
             return {}
+        from flwr.app import Message
+
         ttl = max(1.0, deadline - time.monotonic())
         packed = {name: pack(message, arrays) for name, (_, message, arrays) in requests.items()}
         outgoing = [

@@ -15,18 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedduet.lm.decoding.sample import sample_texts
-from fedduet.lm.models.load import load_causal_lm, load_tokenizer
-from fedduet.lm.models.save import save_model
-from fedduet.lm.pretraining.start import load_model, train_tokenizer
 from fedduet.lm.randomness import derive
-from fedduet.lm.training.causal import train_causal
-from fedduet.lm.training.classify import SLMConfig
-from fedduet.lm.training.reward_training import fit_likelihood
-from fedduet.lm.training.step_labels import label_steps
+from fedduet.lm.training.config import SLMConfig
 from fedduet.tasks.builtin.arithmetic import LARGEST, follows, public_documents, public_questions
 from fedduet.tasks.reasoning import prompt, worked
-from transformers import LlamaConfig
 
 CONTEXT = 256
 
@@ -85,6 +77,11 @@ def make(role: str, folder: Path, model_of: Callable[[str], Path]) -> None:
     if role == "arithmetic-reward":
         _make_reward(folder, model_of("arithmetic-llm"), model_of("arithmetic-slm"))
         return
+    from fedduet.lm.models.save import save_model
+    from fedduet.lm.pretraining.start import load_model, train_tokenizer
+    from fedduet.lm.training.causal import train_causal
+    from transformers import LlamaConfig
+
     recipe = RECIPES[role]
     # one for both: their logits are fused
     tokenizer = train_tokenizer(public_documents(3000, 0), recipe.vocabulary, CONTEXT)
@@ -128,6 +125,9 @@ def make(role: str, folder: Path, model_of: Callable[[str], Path]) -> None:
 def _make_reward(folder: Path, llm: Path, slm: Path) -> None:
     """The LLM and the SLM write, the LLM completes; a solution is right when it does what it says
     (`fedduet.tasks.builtin.arithmetic.follows`)."""
+    from fedduet.lm.training.reward_training import fit_likelihood
+    from fedduet.lm.training.step_labels import label_steps
+
     questions = [question.question for question in public_questions(REWARD.questions, "reward")]
     labelled = []
     writers = {str(path): _writer(path) for path in (llm, slm)}
@@ -146,6 +146,9 @@ def _make_reward(folder: Path, llm: Path, slm: Path) -> None:
 
 
 def _writer(path: Path) -> Callable[[Sequence[str], int], list[str]]:
+    from fedduet.lm.decoding.sample import sample_texts
+    from fedduet.lm.models.load import load_causal_lm, load_tokenizer
+
     tokenizer = load_tokenizer(str(path), generates=True)
     model: Any = load_causal_lm(str(path), tokenizer=tokenizer)
 

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedduet.conf.check import ConfigError
 from fedduet.lm.models.embedded import embedded_folder, is_embedded, title
-from fedduet.lm.pretraining.config import PretrainConfig
 from fedduet.lm.pretraining.corpus import Source
-from fedduet.lm.pretraining.pretrain import PretrainStep, pretrain
 from fedduet.lm.progress import Progress as Part
 from fedduet.lm.progress import listening
 from fedduet.tasks.builtin import arithmetic_standin
@@ -36,6 +35,9 @@ from fedduet.tasks.builtin.world import (
 )
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from fedduet.lm.pretraining.pretrain import PretrainStep
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,9 @@ def _announced(role: str, folder: Path) -> None:
 
 
 def _make(recipe: Recipe, role: str, work: Path, folder: Path) -> None:
+    from fedduet.lm.pretraining.config import PretrainConfig
+    from fedduet.lm.pretraining.pretrain import pretrain
+
     config = PretrainConfig(
         out=work,
         start=recipe.start,

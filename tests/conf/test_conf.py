@@ -4,12 +4,11 @@ overrides need no `+`."""
 import itertools
 
 import pytest
-from fedduet.clients.vault.answering.methods import AnswersConfig
+from fedduet.clients.vault.answering.config import AnswersConfig
 from fedduet.clients.vault.config import GeneratorConfig, PrivacyConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.conf.check import ConfigError, Section, check
-from fedduet.lm.training.classify import SLMConfig
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, SLMConfig
 from fedduet.scripts.launching.federation import FederationConfig
 from fedduet.server.app import STRATEGIES, strategy_settings
 from fedduet.server.llm.config import LLMConfig

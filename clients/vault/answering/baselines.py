@@ -7,9 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.config import Baseline, SearchConfig
 from fedduet.clients.vault.answering.solving import (
     Costs,
     Form,
@@ -25,35 +25,9 @@ from fedduet.clients.vault.answering.solving import (
     joined,
     solve_together,
 )
+from fedduet.clients.vault.answering.steps import DELIMITER, StepAsk, StepWriter
 from fedduet.clients.vault.answering.tree import SCORES
-from fedduet.clients.vault.answering.writers import DELIMITER, StepAsk, StepWriter
 from fedduet.lm.randomness import derive
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Solutions by one writer. `choose`: "only" takes the one there is (greedy, unless `sampled`),
-    "best" the best by reward (Best-of-N; by weighted vote when the search answers by vote),
-    "majority" the commonest answer (self-consistency)."""
-
-    mode: str  # a writer's name: base, private, llm, collaborative (that is Proxy-Tuning), average
-    choose: Literal["only", "best", "majority"] = "only"
-    sampled: bool = False
-
-
-MODES = {
-    "slm_base": "base",
-    "slm": "private",
-    "llm": "llm",
-    "proxy_tuning": "collaborative",
-    "average": "average",
-}
-BASELINES: dict[str, Baseline] = {
-    **{name: Baseline(mode) for name, mode in MODES.items()},
-    **{f"{name}_best_of_n": Baseline(mode, "best", True) for name, mode in MODES.items()},
-    **{f"{name}_majority": Baseline(mode, "majority", True) for name, mode in MODES.items()},
-}
-"""By name; searches with one mode or a random one are `SearchConfig.modes`."""
 
 
 def sample_many(

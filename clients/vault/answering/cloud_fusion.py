@@ -9,8 +9,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from fedduet.clients.vault.answering.cloud_llm import Remote
+from fedduet.clients.vault.answering.steps import StepAsk
 from fedduet.clients.vault.answering.whole_steps import Completed
-from fedduet.clients.vault.answering.writers import StepAsk
 from fedduet.lm.decoding.decode import Ask
 from fedduet.lm.decoding.drafts import LENGTH, DraftedAnswer, Following, Rest, decode_drafts
 from fedduet.lm.decoding.stepper import Stepper

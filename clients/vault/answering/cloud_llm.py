@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import torch
+from fedduet.clients.vault.answering.steps import StepAsk
 from fedduet.clients.vault.answering.whole_steps import Completed
-from fedduet.clients.vault.answering.writers import StepAsk
 from fedduet.lm.decoding.drafts import Following
 
 MOST_BYTES = 64 * 2**20  # of an answer [O]

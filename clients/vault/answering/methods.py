@@ -5,77 +5,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import pydantic
-from fedduet.clients.vault.answering.baselines import BASELINES, Baseline, sample_many
+from fedduet.clients.vault.answering.baselines import sample_many
 from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
 from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig
-from fedduet.clients.vault.answering.search import COLLABORATIVE, PRIVATE, SearchConfig, search_many
+from fedduet.clients.vault.answering.config import (
+    COLLABORATIVE,
+    PRIVATE,
+    AnswersConfig,
+    SearchConfig,
+    method_of,
+)
+from fedduet.clients.vault.answering.search import search_many
 from fedduet.clients.vault.answering.sent import Sent
 from fedduet.clients.vault.answering.solving import Form, RewardModel, Solution
+from fedduet.clients.vault.answering.steps import StepWriter
 from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
-from fedduet.clients.vault.answering.writers import StepWriter, local_writers
-from fedduet.conf.check import ConfigError, Section, nearest
+from fedduet.clients.vault.answering.writers import local_writers
+from fedduet.conf.check import ConfigError
 from fedduet.lm.decoding.fusion import shared_context, shared_vocabulary, slm_pair
 from fedduet.lm.decoding.sample import end_tokens
 from fedduet.lm.models.load import load_causal_lm
-from fedduet.lm.training.reward import RewardConfig, StepRewards
+from fedduet.lm.training.reward import StepRewards
 from fedduet.tasks.builtin.standin import resolve
 from fedduet.tasks.reasoning import answer_key, find_answer, is_final, prompt
 
 FORM = Form(prompt, find_answer, answer_key, is_final)
-SEARCH = "search"
 Model = tuple[Any, Any]  # with its tokenizer
-
-
-class AnswersConfig(Section):
-    """The general LLM and the reward model of a site. `base_url`: the gateway or vLLM that serves
-    the LLM; without one the LLM of `llm_path` runs beside the SLM. `llm_is_remote`: that one stands
-    for a remote LLM, as in a simulation: the policy on questions holds.
-
-    `write`: `fusion` (LLM and SLMs write token by token; one tokenizer) or `steps` (the LLM writes
-    whole steps by itself).
-    """
-
-    reward: RewardConfig | None = None  # null: only methods without rewards
-    llm_path: str | None = None
-    llm_is_remote: bool = True
-    base_url: str | None = None
-    model: str | None = None
-    key_env: str | None = None  # NAME of the environment variable that holds the key
-    seconds: float = pydantic.Field(20.0, gt=0)  # for one request
-    top: int = pydantic.Field(20, ge=-1)  # alternatives asked for at each place; -1: all
-    draft: int = pydantic.Field(8, ge=1)  # tokens in a draft
-    allow_http: bool = False
-    write: Literal["fusion", "steps"] = "fusion"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A search, or a baseline, with its modes."""
-
-    baseline: Baseline | None
-    modes: tuple[str, ...]
-
-    @property
-    def asks_llm(self) -> bool:
-        """Whether a question is shown to the LLM."""
-        return bool(set(self.modes) - {"base", PRIVATE})
-
-
-def method_of(name: str, config: SearchConfig) -> Method:
-    """The method of that name under the search's settings. Raises ValueError for an unknown one."""
-    if name == SEARCH:
-        return Method(
-            None,
-            (PRIVATE, COLLABORATIVE) if config.modes in ("both", "random") else (config.modes,),
-        )
-    if name not in BASELINES:
-        raise ValueError(f"method: found {name!r}; {nearest(name, [SEARCH, *BASELINES])}")
-    return Method(BASELINES[name], (BASELINES[name].mode,))
 
 
 class Answering:
@@ -203,12 +161,3 @@ class Answering:
             WholeStepWriter(fusion, context, fusion.count, seconds=limit), writers[PRIVATE]
         )
         return writers
-
-
-def check_search(values: Mapping[str, Any]) -> SearchConfig:
-    """The settings that a message carries. Raises ValueError for what is none."""
-    try:
-        return SearchConfig.model_validate(dict(values))
-    except pydantic.ValidationError as failure:
-        first = failure.errors()[0]
-        raise ValueError(f"search.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -7,9 +7,8 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Literal
 
-import pydantic
+from fedduet.clients.vault.answering.config import COLLABORATIVE, PRIVATE, SearchConfig
 from fedduet.clients.vault.answering.solving import (
     Costs,
     Form,
@@ -25,47 +24,9 @@ from fedduet.clients.vault.answering.solving import (
     joined,
     solve_together,
 )
-from fedduet.clients.vault.answering.tree import Node, PathScore, Tree
-from fedduet.clients.vault.answering.writers import Step, StepAsk, StepWriter
-from fedduet.conf.check import Section
+from fedduet.clients.vault.answering.steps import Step, StepAsk, StepWriter
+from fedduet.clients.vault.answering.tree import Node, Tree
 from fedduet.lm.randomness import derive
-
-PRIVATE, COLLABORATIVE = "private", "collaborative"
-
-
-class SearchConfig(Section):
-    """All values are our choice [O]; the paper gives none.
-
-    `fusion`: how the collaborative mode draws a token: "proxy", softmax(z_L + alpha * (z_M+ -
-    z_M-)), or "average", the mean of the logits of the LLM and the private SLM. `modes`: which
-    modes write the children of a node: `children` of each, or twice as many of one, or each by the
-    toss of a coin. The budgets are for one question: `iterations` (leaves expanded), `steps` (steps
-    written), `llm_token_budget` (tokens that the LLM takes part in drawing), `seconds` (wall time
-    of the call); None is no limit. `parallel`:
-    leaves expanded in one round.
-    `widen`: when every path is at its end and budget is left, the nodes of the best one get further
-    children, until that brings none. `solution_tokens`: the longest whole solution of a baseline;
-    of a search the depth is limited, to `max_steps`.
-    """
-
-    alpha: float = 1.0
-    fusion: Literal["proxy", "average"] = "proxy"
-    exploration: float = pydantic.Field(0.2, ge=0)
-    children: int = pydantic.Field(2, ge=1)
-    iterations: int = pydantic.Field(24, ge=1)
-    step_tokens: int = pydantic.Field(128, ge=1)
-    max_steps: int = pydantic.Field(12, ge=1)
-    solution_tokens: int = pydantic.Field(512, ge=1)
-    temperature: float = pydantic.Field(0.7, ge=0)
-    top_p: float = pydantic.Field(1.0, gt=0, le=1)
-    path_score: PathScore = "last"
-    answer: Literal["best", "vote"] = "best"
-    llm_token_budget: int | None = pydantic.Field(None, ge=0)
-    steps: int | None = pydantic.Field(None, ge=1)
-    seconds: float | None = pydantic.Field(None, gt=0)
-    parallel: int = pydantic.Field(4, ge=1)
-    modes: Literal["both", "private", "collaborative", "random"] = "both"
-    widen: bool = True
 
 
 def search_many(

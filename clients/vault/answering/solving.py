@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from numbers import Real
 from typing import Any, Protocol
 
-from fedduet.clients.vault.answering.writers import DELIMITER, Step, StepAsk, StepWriter
+from fedduet.clients.vault.answering.steps import DELIMITER, Step, StepAsk, StepWriter
 
 State = tuple[str, tuple[str, ...]]  # a question and its steps
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from fedduet.clients.vault.answering.writers import DELIMITER, Step, StepAsk, StepWriter
+from fedduet.clients.vault.answering.steps import DELIMITER, Step, StepAsk, StepWriter
 
 T = TypeVar("T")
 

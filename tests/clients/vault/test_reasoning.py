@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from fedduet.clients.simulated import simulated_site
 from fedduet.clients.vault import reasoning
-from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.config import SearchConfig
 from fedduet.clients.vault.answering.sent import Sent, everything_sent
 from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.clients.vault.dispatch import ask, open_vault

@@ -15,7 +15,8 @@ from fedduet.lm.attacks.one_run_audit import (
 )
 from fedduet.lm.dp.accounting import Event, compose, noise_multiplier_for
 from fedduet.lm.dp.clipped_sums import loss_batch
-from fedduet.lm.dp.dpsgd import DPConfig, planned_steps, prepare_generator, train_generator
+from fedduet.lm.dp.config import DPConfig
+from fedduet.lm.dp.dpsgd import planned_steps, prepare_generator, train_generator
 from fedduet.lm.models.batch import encode_document
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.randomness import SeededNoise

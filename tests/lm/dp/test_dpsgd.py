@@ -9,13 +9,8 @@ import torch
 from fedduet.conf.check import ConfigError, check
 from fedduet.lm.decoding.sample import sample_texts
 from fedduet.lm.dp.clipped_sums import loss_batch, row_losses
-from fedduet.lm.dp.dpsgd import (
-    DPConfig,
-    planned_steps,
-    poisson_batch,
-    prepare_generator,
-    train_generator,
-)
+from fedduet.lm.dp.config import DPConfig
+from fedduet.lm.dp.dpsgd import planned_steps, poisson_batch, prepare_generator, train_generator
 from fedduet.lm.models.batch import encode_document
 from fedduet.lm.models.load import trainable
 from fedduet.lm.randomness import SecureNoise, SeededNoise

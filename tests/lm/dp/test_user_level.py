@@ -11,13 +11,8 @@ from fedduet.lm.attacks.one_run_audit import DiracCanaries, audit_apart
 from fedduet.lm.dp.accounting import Event, noise_multiplier_for
 from fedduet.lm.dp.bookkeeping import book_keeping_engine
 from fedduet.lm.dp.clipped_sums import ClippedSum, LossBatch, hooks_engine, unit_batch, vmap_engine
-from fedduet.lm.dp.dpsgd import (
-    DPConfig,
-    planned_steps,
-    prepare_generator,
-    rows_of_units,
-    train_generator,
-)
+from fedduet.lm.dp.config import DPConfig
+from fedduet.lm.dp.dpsgd import planned_steps, prepare_generator, rows_of_units, train_generator
 from fedduet.lm.models.batch import Encoded, encode_document
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer, trainable
 from fedduet.lm.randomness import SeededNoise

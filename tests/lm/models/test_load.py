@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 from fedduet.conf.check import ConfigError
+from fedduet.lm.models.folder import check_model_folder
 from fedduet.lm.models.load import (
     END,
     attach_lora,
-    check_model_folder,
     fit_embeddings,
     forget,
     load_causal_lm,

@@ -10,12 +10,12 @@ from fedduet.lm.models.save import save_model
 from fedduet.lm.training import classify
 from fedduet.lm.training.classify import (
     Examples,
-    SLMConfig,
     planned_training_steps,
     predict_probabilities,
     prepare_classifier,
     train_classifier,
 )
+from fedduet.lm.training.config import SLMConfig
 from transformers import AutoModelForSequenceClassification
 
 GOOD, BAD = "the film was nice", "the film was awful"

@@ -8,8 +8,8 @@ import torch
 from fedduet.conf.check import ConfigError
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.training.causal import encode_pairs, train_causal
-from fedduet.lm.training.classify import SLMConfig
-from fedduet.lm.training.reward import LIKELIHOOD, RewardConfig, StepRewards
+from fedduet.lm.training.config import RewardConfig, SLMConfig
+from fedduet.lm.training.reward import LIKELIHOOD, StepRewards
 from fedduet.lm.training.reward_training import RewardTraining, fit_likelihood, train_reward
 from fedduet.lm.training.step_labels import LabelledSolution, label_steps
 from fedduet.lm.training.tune import answer_logprobs

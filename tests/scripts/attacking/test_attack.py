@@ -9,7 +9,7 @@ from fedduet.conf.check import ConfigError
 from fedduet.lm.decoding.sample import sample_texts
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.training.causal import train_causal
-from fedduet.lm.training.classify import SLMConfig
+from fedduet.lm.training.config import SLMConfig
 from fedduet.scripts.attacking.attack import Site, attack_members, attack_secrets, main, open_site
 from fedduet.wire.messages import LabelledTexts
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from fedduet.lm.training.tune_config import ExamplesConfig, PolicyConfig
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig
 from fedduet.server.llm.base import Example, Rated, Request, Tunes
 from fedduet.server.llm.transformers_engine import TransformersLLM
 from peft import PeftModel

@@ -4,10 +4,10 @@ import zlib
 from dataclasses import replace
 
 import pytest
-from fedduet.clients.vault.answering.baselines import BASELINES, Baseline, sample_many
-from fedduet.clients.vault.answering.search import SearchConfig
+from fedduet.clients.vault.answering.baselines import sample_many
+from fedduet.clients.vault.answering.config import BASELINES, Baseline, SearchConfig
 from fedduet.clients.vault.answering.solving import Form
-from fedduet.clients.vault.answering.writers import Step
+from fedduet.clients.vault.answering.steps import Step
 
 FORM = Form(
     prompt=lambda question, steps: "\n".join([question, *steps, ""]),

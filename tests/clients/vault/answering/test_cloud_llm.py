@@ -14,8 +14,9 @@ import torch
 import uvicorn
 from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
 from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig, RemoteFailed
+from fedduet.clients.vault.answering.steps import StepAsk
 from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
-from fedduet.clients.vault.answering.writers import StepAsk, TokenWriter, local_writers
+from fedduet.clients.vault.answering.writers import TokenWriter, local_writers
 from fedduet.lm.decoding.decode import Ask, decode
 from fedduet.lm.decoding.fusion import FusedStepper, proxy_tuned, slm_pair
 from fedduet.lm.decoding.stepper import AnyStepper, stepper

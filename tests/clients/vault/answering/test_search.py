@@ -7,10 +7,11 @@ import zlib
 from dataclasses import replace
 
 import pytest
-from fedduet.clients.vault.answering.search import SearchConfig, search_many
+from fedduet.clients.vault.answering.config import SearchConfig
+from fedduet.clients.vault.answering.search import search_many
 from fedduet.clients.vault.answering.solving import Form
+from fedduet.clients.vault.answering.steps import Step
 from fedduet.clients.vault.answering.tree import Tree, bound, uct
-from fedduet.clients.vault.answering.writers import Step
 from fedduet.conf.check import ConfigError, check
 
 FORM = Form(

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedduet.clients.vault.answering.search import SearchConfig, search_many
+from fedduet.clients.vault.answering.config import SearchConfig
+from fedduet.clients.vault.answering.search import search_many
 from fedduet.clients.vault.answering.solving import Form
+from fedduet.clients.vault.answering.steps import Step, StepAsk
 from fedduet.clients.vault.answering.whole_steps import Completed, FallbackWriter, WholeStepWriter
-from fedduet.clients.vault.answering.writers import Step, StepAsk, TokenWriter, local_writers
+from fedduet.clients.vault.answering.writers import TokenWriter, local_writers
 from fedduet.lm.decoding.decode import Ask, decode
 from fedduet.lm.decoding.fusion import proxy_tuned, slm_pair
 from fedduet.lm.decoding.stepper import stepper

@@ -1,0 +1,35 @@
+"""How a DP generator is trained, a section of the configuration; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+from fedduet.conf.check import Section
+
+
+class DPConfig(Section):
+    """How a generator is trained. Clip 1.0 and the constant learning rate follow Yue et al. (ACL
+    2023); other defaults are ours [O]."""
+
+    method: Literal["lora", "full"] = "lora"
+    rank: int = pydantic.Field(default=8, ge=1)  # LoRA
+    alpha: float = pydantic.Field(default=16.0, gt=0)  # LoRA; the update is scaled by alpha / rank
+    targets: str | tuple[str, ...] = "all-linear"  # LoRA: "all-linear" or module names
+    learning_rate: float = pydantic.Field(default=1e-3, gt=0)
+    epochs: float = pydantic.Field(default=20.0, gt=0)  # expected passes over the private texts
+    steps: int | None = pydantic.Field(default=None, ge=1)  # overrides epochs
+    # expected units a step; the sample rate is logical_batch / n, at most 1
+    logical_batch: int = pydantic.Field(default=64, ge=1)
+    # rows in memory at a time; does not change the result
+    micro_batch: int = pydantic.Field(default=8, ge=1)
+    # where users are the unit: of a drawn user's records, so many at most a step
+    records_per_user: int = pydantic.Field(default=4, ge=1)
+    max_tokens: int = pydantic.Field(default=128, ge=2)  # of control code + text + EOS
+    # C, L2 over all trainable parameters of one unit's gradient
+    clip: float = pydantic.Field(default=1.0, gt=0)
+    mask_control_code: bool = False  # true: the control code's own tokens carry no loss
+    # of forward and backward; gradients are summed in float32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # how gradients are clipped; changes the result by rounding only
+    engine: Literal["book_keeping", "vmap", "hooks"] = "book_keeping"
