@@ -6,14 +6,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 from fedduet.clients.simulated import site_folder
 from fedduet.conf.check import ConfigError, nearest
 from fedduet.scripts.reporting.terminal import Display
-from fedduet.strategies.run.summary import taught_by
+from fedduet.strategies import installed
+from fedduet.strategies.run.summary import told
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,8 @@ from fedduet import conf
 
 def strategies(_: Sequence[str]) -> int:
     """`fedduet strategies`"""
-    return _choices("strategy")
+    more = {f"strategy=custom strategy.name={name}": one.value for name, one in installed().items()}
+    return _choices("strategy", more)
 
 
 def tasks(_: Sequence[str]) -> int:
@@ -35,14 +37,16 @@ def engines(_: Sequence[str]) -> int:
     return _choices("llm")
 
 
-def _choices(group: str) -> int:
-    """Every choice of a configuration group with the first line of its file."""
+def _choices(group: str, more: Mapping[str, str] | None = None) -> int:
+    """Every choice of a configuration group with the first line of its file, then `more`."""
     table = Table(show_header=False, box=None)
     for name in conf.choices(group):
         first = (
             (conf.FOLDER / group / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
         )
         table.add_row(f"{group}={name}", first.removeprefix("#").strip())
+    for name, said in (more or {}).items():
+        table.add_row(name, said)
     Console().print(table)
     return 0
 
@@ -136,7 +140,7 @@ def model_folder(run: Path, client: str, model: str | None) -> Path:
             f"--client: found {client!r}; {nearest(client, list(summary['accuracy_per_client']))}"
         )
     kept = sites / site_folder(client) / "models" / (run / "run_id").read_text().strip()
-    name = model or taught_by(summary["strategy"])
+    name = model or told(summary)["final"]
     models = (
         sorted(file.parent.name for file in kept.glob("*/config.json")) if kept.is_dir() else []
     )

@@ -10,22 +10,10 @@ from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
-from fedduet.conf.check import ConfigError, check, nearest
 from fedduet.server.cards import write_adapter_cards
-from fedduet.server.cloud import LLMCloud, check_sections
-from fedduet.server.tuner import LLMTuner, Settings
-from fedduet.strategies.config import (
-    CrossLMConfig,
-    CustomConfig,
-    FDKTConfig,
-    FDKTCrossLMConfig,
-    GBoostConfig,
-)
-from fedduet.strategies.crosslm import crosslm
-from fedduet.strategies.custom import custom
-from fedduet.strategies.fdkt import fdkt
-from fedduet.strategies.fdkt_crosslm import fdkt_crosslm
-from fedduet.strategies.gboost import gboost
+from fedduet.server.cloud import LLMCloud
+from fedduet.server.strategy import chosen_strategy, task_for
+from fedduet.server.tuner import LLMTuner
 from fedduet.strategies.run.moves import Moves
 from fedduet.strategies.run.run_folder import Listener, RunFolder, write_atomically
 from fedduet.strategies.run.sites import Sites, SitesConfig
@@ -33,20 +21,12 @@ from fedduet.strategies.run.summary import summarise
 from fedduet.tasks.builtin.standin import describe
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import build_task
-from fedduet.tasks.data.questions import AnyTask, check_task, names_of
+from fedduet.tasks.data.questions import names_of
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from fedduet import conf
-
-STRATEGIES: Mapping[str, Any] = {
-    "fdkt": (FDKTConfig, fdkt),
-    "crosslm": (CrossLMConfig, crosslm),
-    "fdkt_crosslm": (FDKTCrossLMConfig, fdkt_crosslm),
-    "gboost": (GBoostConfig, gboost),
-    "custom": (CustomConfig, custom),
-}
 
 
 def build_app(listeners: Iterable[Listener] = ()) -> ServerApp:
@@ -69,8 +49,8 @@ def conduct(
     Raises ConfigError before anything is loaded; whatever ends a run early is raised after
     `summary.json` says "failed".
     """
-    settings, tuning = strategy_settings(config)
-    strategy, task_config = STRATEGIES[settings.name][1], task_for(settings, config)
+    chosen = chosen_strategy(config["strategy"])
+    spec, task_config = chosen.spec, task_for(chosen.spec, config["task"])
     names = names_of(task_config)
     seed, federation, privacy = int(config["seed"]), config["federation"], config["privacy"]
 
@@ -83,53 +63,39 @@ def conduct(
     sites = Sites(grid, run, _run_id(run.path), waits)
     cloud, tuner = None, None
     if isinstance(task_config, TaskConfig):
-        fdkt_part = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
-        curate, augment = getattr(fdkt_part, "curate", {}), getattr(fdkt_part, "augment", {})
         task = build_task(task_config)
-        cloud = LLMCloud(run, task, config["llm"], curate, augment, seed)
+        cloud = LLMCloud(run, task, config["llm"], chosen.curate, chosen.augment, seed)
         tuner = (
-            LLMTuner(run, task, cloud, tuning, task_config, federation["kind"], seed)
-            if tuning
+            LLMTuner(run, task, cloud, chosen.tuning, task_config, federation["kind"], seed)
+            if chosen.tuning
             else None
         )
-    moves = Moves(run, sites, cloud, float(privacy["epsilon"]), privacy["delta"], seed)
-    moves.weight, moves.order = (
-        getattr(settings, "weight", moves.weight),
-        getattr(settings, "order", moves.order),
+    moves = Moves(
+        run=run,
+        sites=sites,
+        cloud=cloud,
+        tuner=tuner,
+        epsilon=float(privacy["epsilon"]),
+        delta=privacy["delta"],
+        seed=seed,
+        feedback=str(privacy["feedback"]),
     )
-    moves.feedback, moves.tuner = str(privacy["feedback"]), tuner
-    run.event(
-        "start", strategy=settings.name, task=task_config.name, seed=seed, clients=list(names)
-    )
+    run.event("start", strategy=spec.name, task=task_config.name, seed=seed, clients=list(names))
     status = "failed"
     try:
         sites.gather(names)
-        strategy(moves, settings)
+        spec.run(moves, chosen.settings)
         status = "completed"
     finally:
         run.event("end", status=status)
-        summary = summarise(
-            run, moves, config, status, cloud.description if cloud else _llm_of(config)
-        )
+        about = {"task": task_config.name, "seed": seed, "rounds": chosen.rounds}
+        about["llm"] = cloud.description if cloud else _llm_of(config)
+        summary = summarise(run, moves, spec, about, status)
         run.summary(summary)
         write_adapter_cards(run.path, summary)
         if cloud:
             cloud.close()
     return summary
-
-
-def task_for(settings: Any, config: Mapping[str, Any]) -> AnyTask:
-    """The checked task. Raises ConfigError when it is of another kind than the strategy needs."""
-    task, needed = (
-        check_task(config["task"]),
-        ("reasoning" if isinstance(settings, GBoostConfig) else "classification"),
-    )
-    if task.kind != needed:
-        raise ConfigError(
-            f"task.kind: found {task.kind!r}; strategy {settings.name} needs {needed} (fedduet"
-            " tasks lists what there is)"
-        )
-    return task
 
 
 def _llm_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,26 +107,6 @@ def _llm_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "path": asked,
         "description": describe(str(asked)),
     }
-
-
-def strategy_settings(config: Mapping[str, Any]) -> tuple[Any, Settings | None]:
-    """The checked `strategy` section, and what the server needs of it to tune its LLM (None: it
-    does not). Raises ConfigError."""
-    name = config["strategy"].get("name", "")
-    if name not in STRATEGIES:
-        raise ConfigError(
-            f"strategy.name: unknown strategy {name!r}; {nearest(str(name), list(STRATEGIES))}"
-        )
-    settings = check(STRATEGIES[name][0], config["strategy"], "strategy")
-    if isinstance(settings, FDKTConfig | FDKTCrossLMConfig | CustomConfig):
-        one = settings.fdkt if isinstance(settings, FDKTCrossLMConfig) else settings
-        check_sections(one.curate, one.augment)
-    match settings:
-        case CrossLMConfig():
-            return settings, Settings(settings)
-        case FDKTCrossLMConfig():
-            return settings, Settings(settings.crosslm, "strategy.crosslm")
-    return settings, None
 
 
 def run_path(config: Mapping[str, Any]) -> Path:

@@ -15,8 +15,8 @@ from fedduet.server.llm.config import LLMConfig
 from fedduet.server.llm.load import load_llm
 from fedduet.server.writing.augment import AugmentConfig, augment
 from fedduet.server.writing.curate import CurateConfig, Curated, Demonstration, curate
-from fedduet.strategies.run.moves import Texts
 from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.texts import Texts
 from fedduet.tasks.builtin.standin import describe, resolve
 from fedduet.tasks.task import Task
 from fedduet.wire.messages import LabelledTexts
@@ -29,15 +29,6 @@ USAGE = {
 }
 
 
-def check_sections(
-    curate_values: Mapping[str, Any], augment_values: Mapping[str, Any]
-) -> tuple[CurateConfig, AugmentConfig]:
-    """The server's settings inside a strategy's section. Raises ConfigError."""
-    return check(CurateConfig, curate_values, "strategy.curate"), check(
-        AugmentConfig, augment_values, "strategy.augment"
-    )
-
-
 class LLMCloud:
     """Loads the LLM when it is first needed, so that a resumed run whose LLM phases are done never
     loads it."""
@@ -47,8 +38,8 @@ class LLMCloud:
         run: RunFolder,
         task: Task,
         llm: Mapping[str, Any],
-        curate_values: Mapping[str, Any],
-        augment_values: Mapping[str, Any],
+        curating: CurateConfig,
+        augmenting: AugmentConfig,
         seed: int,
     ) -> None:
         self._run, self._task, self._seed = run, task, seed
@@ -56,7 +47,7 @@ class LLMCloud:
         self._config = (
             config.model_copy(update={"path": resolve(config.path)}) if config.path else config
         )
-        self._curate, self._augment = check_sections(curate_values, augment_values)
+        self._curate, self._augment = curating, augmenting
         self._llm: LLM | None = None
         self._described = {
             "engine": config.engine,

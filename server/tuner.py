@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from fedduet.conf.check import check
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive
-from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, TuneReport
+from fedduet.lm.training.config import TuneReport
 from fedduet.server.cloud import LLMCloud
 from fedduet.server.llm.base import LLM, Progress, Rated, Tunes
-from fedduet.server.measuring.general import GeneralConfig, fell, load_general, measure_general
+from fedduet.server.measuring.general import fell, load_general, measure_general
 from fedduet.server.measuring.simulated import simulated_splits
 from fedduet.server.measuring.task_accuracy import llm_accuracy, task_examples
-from fedduet.server.writing.write import WriteConfig, write
-from fedduet.strategies.config import CrossLMConfig
-from fedduet.strategies.run.moves import Outcome, Rewards, Texts
+from fedduet.server.strategy import TunerSettings
+from fedduet.server.writing.write import write
+from fedduet.strategies.run.cloud import Outcome
 from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.texts import Rewards, Texts
 from fedduet.tasks.builtin.world import domain_of, oracle_label
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.task import Split, Task
@@ -33,18 +33,6 @@ STOP_REASONS = {  # of a tuning that changed nothing
 }
 
 
-class Settings:
-    """The server's sections of a CrossLM configuration, checked. Raises ConfigError."""
-
-    def __init__(self, config: CrossLMConfig, where: str = "strategy") -> None:
-        objective = {} if config.tuning == "none" else {"objective": config.tuning}
-        self.write = check(WriteConfig, config.write, f"{where}.write")
-        self.policy = check(PolicyConfig, dict(config.policy) | objective, f"{where}.policy")
-        self.examples = check(ExamplesConfig, config.examples, f"{where}.examples")
-        self.general = check(GeneralConfig, config.general, f"{where}.general")
-        self.llm_test_rows = config.llm_test_rows
-
-
 class LLMTuner:
     """Works on the LLM that `cloud` holds. `splits`, in a simulation only: how the LLM is measured,
     and its pooled upper bound."""
@@ -54,7 +42,7 @@ class LLMTuner:
         run: RunFolder,
         task: Task,
         cloud: LLMCloud,
-        settings: Settings,
+        settings: TunerSettings,
         task_config: TaskConfig,
         federation: str,
         seed: int,

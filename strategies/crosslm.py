@@ -3,12 +3,36 @@ steer the LLM, and both learn."""
 
 from __future__ import annotations
 
-from fedduet.strategies.config import CrossLMConfig
+from typing import Literal
+
+import pydantic
+from fedduet.strategies.baselines import REGISTRY, Baselines, available, columns, run_baselines
 from fedduet.strategies.crosslm_moves import CrossLMMoves
-from fedduet.strategies.fedavg import fedavg
-from fedduet.strategies.local import local
-from fedduet.strategies.pooled import pooled
-from fedduet.strategies.run.moves import Moves, Texts, merge, shared_by_all
+from fedduet.strategies.run.moves import Moves
+from fedduet.strategies.run.spec import Spec, TunedLLM
+from fedduet.strategies.run.texts import Texts, merge, shared_by_all
+
+OWN = ("zero_shot", "filtered", "llm_unfiltered", "llm_pooled")
+
+
+class CrossLMConfig(TunedLLM, Baselines):
+    """CrossLM and its baselines."""
+
+    # training on own records alone is a step of the method
+    KNOWN = (*OWN, *(name for name in available() if name != "local"))
+    name: Literal["crosslm"]
+    rounds: int = pydantic.Field(3, ge=1)
+    # texts of each label for each site's domain in a round
+    per_label: int = pydantic.Field(24, ge=1)
+    share: Literal["domain", "all"] = "all"
+    weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_k) + lambda * sum r * CE
+    order: Literal["together", "generated_first"] = "together"
+    aggregate: Literal["uniform", "rows", "median"] = "uniform"
+    # tau: the least reward of an accepted text; null: that of no opinion [O]
+    accept: float | None = pydantic.Field(None, ge=0, le=1)
+    # texts of a label, the best ones, where fewer are accepted
+    keep_at_least: int = pydantic.Field(4, ge=1)
+    adapters: Literal["separate", "shared"] = "separate"  # of generating and of the task
 
 
 def crosslm(
@@ -19,7 +43,7 @@ def crosslm(
     is steered by showing it the best texts of the round before (selection only)."""
     steering = CrossLMMoves(moves, config)
     if scorer == "local":
-        local(moves)
+        moves.learn("local")
     steering.measure("before")
     data, shown = {}, demonstrations
     for round in range(config.rounds):
@@ -34,25 +58,20 @@ def crosslm(
         else:
             shown = accepted
         scorer = "crosslm" if round == config.rounds - 1 else f"crosslm-round-{round}"
-        moves.learn(scorer, _given(moves, config, data))
-
-    baselines = {
-        "zero_shot": lambda: no_feedback(moves, steering, config),
-        "filtered": lambda: filtered(moves, steering, config),
-        "llm_unfiltered": steering.tune_unfiltered,
-        "llm_pooled": steering.tune_pooled,
-        "fedavg": lambda: fedavg(moves, config.fedavg_rounds, config.fedavg_part),
-        "pooled": lambda: pooled(moves),
-    }
-    for name, baseline in baselines.items():
-        if config.wants(name):
-            moves.attempt(name, baseline)
+        _learn(moves, config, scorer, data)
+    own = (
+        lambda: no_feedback(moves, steering, config),
+        lambda: filtered(moves, steering, config),
+        steering.tune_unfiltered,
+        steering.tune_pooled,
+    )
+    run_baselines(moves, config, dict(zip(OWN, own, strict=True)))
 
 
 def no_feedback(moves: Moves, steering: CrossLMMoves, config: CrossLMConfig) -> None:
     """Baseline: the same number of texts from the LLM as it came, all of them, each counting the
     same."""
-    moves.learn("zero_shot", _given(moves, config, steering.untuned_texts()))
+    _learn(moves, config, "zero_shot", steering.untuned_texts())
 
 
 def filtered(moves: Moves, steering: CrossLMMoves, config: CrossLMConfig) -> None:
@@ -60,10 +79,35 @@ def filtered(moves: Moves, steering: CrossLMMoves, config: CrossLMConfig) -> Non
     release beside the run's."""
     texts = steering.untuned_texts()
     rewards = steering.score(0, "local", texts, baseline=True)
-    moves.learn("filtered", _given(moves, config, steering.accept(texts, rewards)[0]))
+    _learn(moves, config, "filtered", steering.accept(texts, rewards)[0])
 
 
-def _given(moves: Moves, config: CrossLMConfig, data: Texts) -> Texts:
-    """What each site learns from: texts for all domains, the domain not named, or those for its
+def _learn(moves: Moves, config: CrossLMConfig, model: str, data: Texts) -> None:
+    """Each site learns from texts for all domains, the domain not named, or from those for its
     own."""
-    return shared_by_all(data) if config.share == "all" else data
+    given = shared_by_all(data) if config.share == "all" else data
+    moves.learn(model, given, weight=config.weight, order=config.order)
+
+
+METHODS = {
+    "filtered": (
+        "own records and such texts, chosen and weighed by the sites' scores; the LLM stays as it"
+        " came"
+    ),
+    "crosslm": "own records and texts of an LLM that the sites' scores steer",
+}
+SPEC = Spec(
+    name="crosslm",
+    config=CrossLMConfig,
+    run=crosslm,
+    final="crosslm",
+    question=(
+        "Do private SLMs and an LLM get better together, when sites only score texts that the LLM"
+        " wrote?"
+    ),
+    contrasts=(("crosslm", "zero_shot"), ("crosslm", "filtered")),
+    columns=columns(
+        CrossLMConfig.KNOWN,
+        {"local": REGISTRY["local"].meaning, "zero_shot": REGISTRY["zero_shot"].meaning, **METHODS},
+    ),
+)

@@ -5,18 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedduet.strategies.config import CrossLMConfig
-from fedduet.strategies.run.moves import Moves, Outcome, Rewards, Texts, concatenate
-from fedduet.strategies.run.sites import TooFewSites
-from fedduet.strategies.scores import accept, aggregate, no_opinion, problem, split
-from fedduet.wire.messages import LabelledTexts, Score, Scored
+import numpy as np
+from fedduet.strategies.run.cloud import Outcome
+from fedduet.strategies.run.moves import Moves
+from fedduet.strategies.run.texts import Rewards, Texts
+from fedduet.strategies.scores import accept, aggregate, no_opinion, split
+from fedduet.wire.messages import LabelledTexts
+
+if TYPE_CHECKING:
+    from fedduet.strategies.crosslm import CrossLMConfig
 
 
 class CrossLMMoves:
-    """One CrossLM run over `moves`; what it measured of the LLM is in `llm` and of the texts in
-    `curve`, for the summary."""
+    """One CrossLM run over `moves`. What it measures of the LLM and of each round's texts goes to
+    `moves.findings`: `llm_accuracy` (mean over sites) and `llm_general` by when they were measured,
+    `curve` by round."""
 
     def __init__(self, moves: Moves, config: CrossLMConfig) -> None:
         if moves.tuner is None:
@@ -27,7 +32,9 @@ class CrossLMMoves:
         self._generate, self._task = ("shared", "shared") if shared else ("generate", "task")
         self._used: str | None = None  # the adapter that writes; None until it was tuned
         self._rows: list[dict[str, Any]] = []
-        self.llm, self.curve = moves.llm, moves.curve
+        self.curve: list[dict[str, Any]] = []
+        self._accuracy: dict[str, float] = {}
+        self._general: dict[str, Any] = {}
 
     @cached_property
     def tunes(self) -> bool:
@@ -51,49 +58,16 @@ class CrossLMMoves:
         """Step 3: every site scores all texts; rewards by aggregation. Sites whose scores cannot be
         right are left out and named."""
         moves, config = self.moves, self._config
-        phase = f"score-filtered-{round}" if baseline else f"score-{round}"
-        everything = concatenate([data for _, data in sorted(texts.items())])
-        asked = LabelledTexts(everything.texts, everything.labels)
-
-        def request(site: str) -> Score:
-            return Score(
-                moves.message_id(phase, site),
-                moves.sites.run_id,
-                model,
-                asked,
-                round=round,
-                rounds=1 if baseline else config.rounds,
-                feedback=moves.feedback,
-                epsilon=moves.epsilon,
-                delta=moves.delta,
-                counterfactual=baseline,
-            )
-
-        answers = moves.remember(
-            phase,
-            Scored,
-            lambda: {site: answer for site, (answer, _) in moves.ask(phase, request).items()},
+        answers = moves.score(
+            f"score-filtered-{round}" if baseline else f"score-{round}",
+            model,
+            texts,
+            round=round,
+            rounds=1 if baseline else config.rounds,
+            counterfactual=baseline,
         )
-        good: dict[str, Scored] = {}
-        for site, answer in answers.items():
-            if reason := problem(answer.scores, len(asked)):
-                moves.run.event(
-                    "failure",
-                    phase=phase,
-                    client=site,
-                    kind="scores",
-                    reason=f"left out of this round: {reason}",
-                )
-            else:
-                good[site] = answer
-        if not good:
-            raise TooFewSites(
-                f"{phase}: no site returned scores that can be used; see the failures above"
-            )
-        if not baseline:
-            moves.receipts |= {site: answer.receipt for site, answer in good.items()}
-        self._scores = {site: answer.scores for site, answer in good.items()}
-        rows = {site: answer.receipt.records for site, answer in good.items()}
+        self._scores = {site: answer.scores for site, answer in answers.items()}
+        rows = {site: answer.receipt.records for site, answer in answers.items()}
         return split(aggregate(self._scores, rows, config.aggregate), texts)
 
     def accept(self, texts: Texts, rewards: Rewards) -> tuple[Texts, list[str]]:
@@ -213,10 +187,19 @@ class CrossLMMoves:
     def _keep_measured(self, name: str, outcome: Outcome) -> None:
         """The LLM `before` and `after` the rounds (of the last one), its `generator` adapter, and
         the baselines."""
-        self.llm[name] = {key: outcome[key] for key in ("general", "accuracy")}
-        if name == "after" and outcome["accuracy"]:
-            mean = sum(outcome["accuracy"].values()) / len(outcome["accuracy"])
-            self.curve[-1]["llm_accuracy"] = round_to(mean)
+        right, general = outcome["accuracy"], outcome["general"]
+        if right:
+            self._accuracy[name] = float(np.mean(list(right.values())))
+        if general:
+            self._general[name] = general
+        if name == "after" and right:
+            self.curve[-1]["llm_accuracy"] = round_to(self._accuracy[name])
+        self.moves.findings |= {
+            "feedback": self.moves.feedback,
+            "llm_accuracy": self._accuracy,
+            "llm_general": self._general,
+            "curve": self.curve,
+        }
 
 
 def round_to(value: float) -> float:

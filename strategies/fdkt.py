@@ -3,13 +3,34 @@ SLM at every site."""
 
 from __future__ import annotations
 
-from fedduet.strategies.config import FDKTConfig
-from fedduet.strategies.dp_only import dp_only
-from fedduet.strategies.fedavg import fedavg
-from fedduet.strategies.local import local
-from fedduet.strategies.pooled import pooled
-from fedduet.strategies.run.moves import Moves, Texts, merge, shared_by_all
-from fedduet.strategies.zero_shot import zero_shot
+from typing import Literal
+
+import pydantic
+from fedduet.strategies.baselines import (
+    DEMONSTRATIONS,
+    WRITING,
+    Baselines,
+    available,
+    columns,
+    run_baselines,
+)
+from fedduet.strategies.run.moves import Moves
+from fedduet.strategies.run.spec import GuidedTexts, Spec
+from fedduet.strategies.run.texts import Texts, merge, shared_by_all
+
+
+class FDKTConfig(GuidedTexts, Baselines):
+    """FDKT and its baselines."""
+
+    KNOWN = available(DEMONSTRATIONS, WRITING)
+    name: Literal["fdkt"]
+    rounds: int = pydantic.Field(1, ge=1)
+    demonstrations_per_label: int = pydantic.Field(32, ge=1)
+    # what a site receives: data of its own domain, or everybody's
+    share: Literal["domain", "all"] = "domain"
+    # lambda of L = CE(D_i) + lambda * CE(D_a,i); METHODS: our choice
+    weight: float = pydantic.Field(1.0, ge=0)
+    order: Literal["together", "generated_first"] = "together"
 
 
 def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
@@ -18,24 +39,29 @@ def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
 
     Returns the demonstrations that the judge kept, by site.
     """
-    demonstrations, kept, data = {}, {}, {}
+    kept, data = {}, {}
     for round in range(config.rounds):
         written = moves.synthesize(round, config.rounds, config.demonstrations_per_label)
         chosen = moves.curate(round, written)
-        demonstrations = merge(demonstrations, written)
         kept = merge(kept, chosen)
         data = merge(data, moves.augment(f"augment-{round}", chosen))
         given = shared_by_all(data, moves.sites.domains) if config.share == "all" else data
-        moves.learn("fdkt" if round == config.rounds - 1 else f"fdkt-round-{round}", given)
-
-    baselines = {
-        "local": lambda: local(moves),
-        "dp_only": lambda: dp_only(moves, demonstrations),
-        "zero_shot": lambda: zero_shot(moves),
-        "fedavg": lambda: fedavg(moves, config.fedavg_rounds, config.fedavg_part),
-        "pooled": lambda: pooled(moves),
-    }
-    for name, baseline in baselines.items():
-        if config.wants(name):
-            moves.attempt(name, baseline)
+        name = "fdkt" if round == config.rounds - 1 else f"fdkt-round-{round}"
+        moves.learn(name, given, weight=config.weight, order=config.order)
+    run_baselines(moves, config)
     return kept
+
+
+MEANING = "own records and texts the LLM writes after DP demonstrations"
+SPEC = Spec(
+    name="fdkt",
+    config=FDKTConfig,
+    run=fdkt,
+    final="fdkt",
+    question=(
+        "Do private SLMs get better by texts that an LLM writes after DP-synthetic demonstrations,"
+        " while the private text stays put?"
+    ),
+    contrasts=(("fdkt", "zero_shot"), ("fdkt", "dp_only")),
+    columns=columns(FDKTConfig.KNOWN, {"fdkt": MEANING}),
+)

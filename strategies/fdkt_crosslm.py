@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from fedduet.strategies.config import FDKTCrossLMConfig
-from fedduet.strategies.crosslm import crosslm
-from fedduet.strategies.fdkt import fdkt
+from dataclasses import replace
+from typing import Literal
+
+import pydantic
+from fedduet.conf.check import Section
+from fedduet.strategies.baselines import columns
+from fedduet.strategies.crosslm import METHODS, CrossLMConfig, crosslm
+from fedduet.strategies.fdkt import MEANING, FDKTConfig, fdkt
 from fedduet.strategies.run.moves import Moves
+from fedduet.strategies.run.spec import Needs, Spec
+
+
+class FDKTCrossLMConfig(Section):
+    """FDKT, then CrossLM from its SLMs and demonstrations."""
+
+    name: Literal["fdkt_crosslm"]
+    # of epsilon for demonstrations, the rest for scores, where these are protected [O]
+    fdkt_part: float = pydantic.Field(0.7, gt=0, lt=1)
+    fdkt: FDKTConfig
+    crosslm: CrossLMConfig
+
+    @pydantic.model_validator(mode="after")
+    def _baselines_once(self) -> FDKTCrossLMConfig:
+        both = [
+            name
+            for name in FDKTConfig.KNOWN
+            if name in CrossLMConfig.KNOWN and self.fdkt.wants(name) and self.crosslm.wants(name)
+        ]
+        if both:
+            raise ValueError(
+                f"baselines of both: {', '.join(both)}; switch them off in one, e.g."
+                f" crosslm.baselines.{both[0]}=false"
+            )
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """Of the second part, whose rounds the run's figures are told by."""
+        return self.crosslm.rounds
 
 
 def fdkt_crosslm(moves: Moves, config: FDKTCrossLMConfig) -> None:
@@ -15,9 +50,19 @@ def fdkt_crosslm(moves: Moves, config: FDKTCrossLMConfig) -> None:
     Where scores are protected, FDKT plans within `fdkt_part` of the run's epsilon, and the scores
     with what is left of the whole.
     """
-    whole = moves.epsilon
-    if moves.feedback != "none":
-        moves.epsilon = config.fdkt_part * whole
-    demonstrations = fdkt(moves, config.fdkt)
-    moves.epsilon, moves.weight, moves.order = whole, config.crosslm.weight, config.crosslm.order
+    part = 1.0 if moves.feedback == "none" else config.fdkt_part
+    demonstrations = fdkt(replace(moves, epsilon=part * moves.epsilon), config.fdkt)
     crosslm(moves, config.crosslm, scorer="fdkt", demonstrations=demonstrations)
+
+
+SPEC = Spec(
+    name="fdkt_crosslm",
+    config=FDKTCrossLMConfig,
+    run=fdkt_crosslm,
+    needs=lambda config: Needs(("fdkt", config.fdkt), ("crosslm", config.crosslm)),
+    final="crosslm",
+    taught=("fdkt", "crosslm"),
+    question="Do private SLMs get better by FDKT and then CrossLM, under one privacy budget?",
+    contrasts=(("crosslm", "fdkt"), ("crosslm", "zero_shot")),
+    columns=columns(FDKTConfig.KNOWN, {"fdkt": MEANING, **METHODS}),
+)

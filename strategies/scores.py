@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from fedduet.strategies.run.moves import Texts
+from fedduet.strategies.run.texts import Texts
 from fedduet.wire.messages import LabelledTexts
 
 Aggregation = Literal["uniform", "rows", "median"]

@@ -1,7 +1,8 @@
 """A strategy in one file: sites learn from each other's DP-synthetic texts, first as released, then
 as an LLM goes on from them."""
 
-from fedduet.strategies.run.moves import Moves, merge, shared_by_all
+from fedduet.strategies.run.moves import Moves
+from fedduet.strategies.run.texts import merge, shared_by_all
 
 
 def strategy(moves: Moves, settings: dict) -> None:

@@ -19,7 +19,7 @@ from fedduet.scripts.forecasting.work import Rows, Work, work
 from fedduet.scripts.launching.federation import FederationConfig, check_ray
 from fedduet.scripts.launching.preflight import preflight
 from fedduet.scripts.launching.words import check_words
-from fedduet.server.app import strategy_settings, task_for
+from fedduet.server.strategy import chosen_strategy, task_for
 from fedduet.tasks.builtin.standin import cache_folder
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import check_data
@@ -66,8 +66,8 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
     federation = check(FederationConfig, config["federation"], "federation")
     check_ray(federation)
     preflight(config)
-    settings, _ = strategy_settings(config)
-    task = task_for(settings, config)
+    chosen = chosen_strategy(config["strategy"])
+    settings, task = chosen.settings, task_for(chosen.spec, config["task"])
     if not isinstance(task, TaskConfig):
         return Forecast(
             {},
@@ -97,7 +97,7 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
     if asked is None:
         return Forecast(
             sites,
-            notes=(f"Time, memory and tokens are not estimated for strategy {settings.name}.",),
+            notes=(f"Time, memory and tokens are not estimated for strategy {chosen.spec.name}.",),
         )
     requests = sum(asked[kind].units for kind in LLM_KINDS if kind in asked)
     asks = config["strategy"].get("augment", config["strategy"].get("write", {}))

@@ -46,12 +46,12 @@ def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> di
     from fedduet.clients.vault.config import site_settings
     from fedduet.lm.dp.dpsgd import planned_steps
     from fedduet.lm.training.classify import planned_training_steps
-    from fedduet.server.app import strategy_settings
+    from fedduet.server.strategy import chosen_strategy
 
     def part(count: int, least: int, most: int = 10**9) -> int:
         return min(count, max(least, min(most, round(share * count))))
 
-    small, settings = copy.deepcopy(dict(config)), strategy_settings(config)[0]
+    small, settings = copy.deepcopy(dict(config)), chosen_strategy(config["strategy"]).settings
     strategy = small["strategy"]
     slm, generator, _ = site_settings(config)
     small["generator"]["steps"] = part(planned_steps(generator, train)[0], 2, 20)

@@ -21,7 +21,8 @@ from fedduet.conf.check import ConfigError
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.adaptive import compose_adaptively
 from fedduet.lm.dp.dpsgd import planned_steps
-from fedduet.strategies.config import CrossLMConfig, FDKTConfig
+from fedduet.strategies.crosslm import CrossLMConfig
+from fedduet.strategies.fdkt import FDKTConfig
 from fedduet.wire.messages import Synthesize
 
 RUN = "check"

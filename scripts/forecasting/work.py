@@ -13,8 +13,9 @@ from fedduet.clients.vault.config import site_settings
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.training.classify import planned_training_steps
 from fedduet.lm.training.config import SLMConfig
-from fedduet.server.app import strategy_settings
-from fedduet.strategies.config import CrossLMConfig, FDKTConfig
+from fedduet.server.strategy import chosen_strategy
+from fedduet.strategies.crosslm import CrossLMConfig
+from fedduet.strategies.fdkt import FDKTConfig
 
 ACCEPTED = 0.7  # share of a round's texts that the sites' scores accept, for counting ahead [O]
 
@@ -44,7 +45,7 @@ def work(config: Mapping[str, Any], rows: Rows) -> dict[str, Work] | None:
     `augment`, `augment_plain` and `write` (requests of one text each), `learn` (steps), `measure`
     (rows), `tune_generator` and `tune_task` (steps), `measure_llm` (rows). None for a strategy that
     is not counted here."""
-    settings, _ = strategy_settings(config)
+    settings = chosen_strategy(config["strategy"]).settings
     if isinstance(settings, FDKTConfig):
         items = _fdkt(settings, config, rows)
     elif isinstance(settings, CrossLMConfig):

@@ -21,6 +21,7 @@ from fedduet.scripts.launching.lengths import token_counts
 from fedduet.scripts.launching.preflight import preflight
 from fedduet.scripts.reporting import data_card, trackers
 from fedduet.scripts.reporting.page import COMMAND, write_page
+from fedduet.scripts.reporting.search import keep_a_search
 from fedduet.scripts.reporting.terminal import Display, print_outcome
 from fedduet.server.app import build_app, run_path
 from fedduet.strategies.run.run_folder import write_atomically
@@ -61,9 +62,7 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     print_outcome(summary, folder)
     if summary["status"] != "completed":
         raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
-    if config["strategy"]["name"] == "gboost" and config["task"]["source"] == "arithmetic":
-        from fedduet.scripts.ask import keep_a_search
-
+    if summary.get("answers") and config["task"]["source"] == "arithmetic":
         keep_a_search(folder)
     print(f"report: {write_page(folder)}")
     return summary

@@ -7,19 +7,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedduet.clients.vault.answering.config import BASELINES, AnswersConfig, SearchConfig, method_of
+from fedduet.clients.vault.answering.config import (
+    BASELINES,
+    SEARCH,
+    AnswersConfig,
+    SearchConfig,
+    method_of,
+)
 from fedduet.clients.vault.config import PrivacyConfig, site_settings
 from fedduet.clients.vault.release.privacy_unit import check_unit
 from fedduet.conf.check import ConfigError, check, nearest
 from fedduet.lm.models.folder import check_model_folder
 from fedduet.lm.training.config import SLMConfig
-from fedduet.server.app import strategy_settings, task_for
 from fedduet.server.llm.config import LLMConfig
 from fedduet.server.llm.load import check_llm
 from fedduet.server.measuring.general import load_general
-from fedduet.strategies.config import CustomConfig
-from fedduet.strategies.custom import check_file
-from fedduet.strategies.gboost import SEARCHES
+from fedduet.server.strategy import ChosenStrategy, chosen_strategy, task_for
 from fedduet.tasks.builtin.standin import resolve
 from fedduet.tasks.data.load import check_data
 from fedduet.tasks.data.questions import QuestionsConfig, load_questions, names_of
@@ -31,12 +34,10 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
     Builds the built-in world's models when the configuration names them and they are not cached
     yet.
     """
-    settings, tuning = strategy_settings(config)
-    if isinstance(settings, CustomConfig):
-        check_file(settings.file)
-    task = task_for(settings, config)
+    chosen = chosen_strategy(config["strategy"])
+    task = task_for(chosen.spec, config["task"])
     if isinstance(task, QuestionsConfig):
-        return _check_questions(config, settings, task)
+        return _check_questions(config, chosen, task)
     slm, generator, privacy = site_settings(config)
     check_unit(privacy.policy, task)
     by_user = privacy.policy.unit == "user"
@@ -48,8 +49,8 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
         privacy,
         {name: site.users if by_user else sum(site.train.values()) for name, site in rows.items()},
     )
-    if tuning:
-        load_general(tuning.general, int(config["seed"]))
+    if chosen.tuning:
+        load_general(chosen.tuning.general, int(config["seed"]))
     check_model_folder(resolve(slm.path), "slm.path")
     check_model_folder(resolve(generator.path), "generator.path", causal=True)
     check_llm(llm.model_copy(update={"path": resolve(llm.path)}) if llm.path else llm)
@@ -57,7 +58,7 @@ def preflight(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _check_questions(
-    config: Mapping[str, Any], settings: Any, task: QuestionsConfig
+    config: Mapping[str, Any], chosen: ChosenStrategy, task: QuestionsConfig
 ) -> tuple[str, ...]:
     """Of a task of questions: every site's data, the search, the methods, the SLM, the LLM and the
     reward model."""
@@ -65,19 +66,14 @@ def _check_questions(
         check(SLMConfig, config["slm"], "slm"),
         check(AnswersConfig, config["answers"], "answers"),
     )
-    policy, search = (
-        check(PrivacyConfig, config["privacy"], "privacy").policy,
-        check(SearchConfig, settings.search, "strategy.search"),
-    )
+    policy = check(PrivacyConfig, config["privacy"], "privacy").policy
     check_unit(policy, task)
-    for name in settings.methods:
-        if name not in SEARCHES and name not in BASELINES:
-            raise ConfigError(
-                f"strategy.methods: found {name!r}; {nearest(name, [*SEARCHES, *BASELINES])}"
-            )
-        asks = method_of(
-            "search" if name in SEARCHES else name, search.model_copy(update=SEARCHES.get(name, {}))
-        ).asks_llm
+    for name, (method, values) in chosen.needs.methods.items():
+        search = check(SearchConfig, values, "strategy.search")
+        if method != SEARCH and method not in BASELINES:
+            known = list(dict.fromkeys((*chosen.spec.columns, *BASELINES)))
+            raise ConfigError(f"strategy.methods: found {name!r}; {nearest(name, known)}")
+        asks = method_of(method, search).asks_llm
         if asks and policy.share_questions == "never":
             raise ConfigError(
                 f"strategy.methods: {name} shows questions to the LLM, and"

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedduet.scripts.reporting import charts
 from fedduet.scripts.reporting.html import in_bytes, opened, picture, rows_of, table
-from fedduet.strategies.run.summary import taught_by
+from fedduet.strategies.run.summary import told
 
 SITES, CLOUD, UP, DOWN = "sites", "cloud", "up", "down"
 
@@ -143,13 +143,9 @@ def _steps(
             (UP, f"a score for each text{rounds}", f"{in_bytes(own['score'].up)}, {guarantee}")
         )
         accepted = sum(row["accepted"] for row in scored)
-        steps.append(
-            (
-                CLOUD,
-                f"the LLM learns from the scores, and the task from the accepted texts{rounds}",
-                f"{accepted:,} accepted",
-            )
-        )
+        learns = "the LLM learns from the scores, and the task from the accepted texts"
+        what = learns if "llm_accuracy" in summary else "the best-rated texts are kept"
+        steps.append((CLOUD, f"{what}{rounds}", f"{accepted:,} accepted"))
     elif written:
         after = "after the demonstrations" if released else "from the domain's name"
         steps.append((CLOUD, f"the LLM writes labelled texts {after}", f"{len(written):,} texts"))
@@ -225,7 +221,7 @@ def _method(phase: str, summary: Mapping[str, Any]) -> bool:
     """Whether a phase belongs to the method itself: numbered by its rounds, or named after what it
     teaches."""
     name = phase.partition("-")[2].removesuffix("-prompts")
-    taught = {taught_by(summary["strategy"]), *summary["strategy"].split("_"), "private"}
+    taught = told(summary)["taught"]
     return (
         name.isdigit() or name in taught or any(name.startswith(f"{one}-round-") for one in taught)
     )

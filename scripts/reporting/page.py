@@ -19,48 +19,12 @@ from fedduet.scripts.reporting.flow import flow
 from fedduet.scripts.reporting.html import document, opened, picture, rows_of, table
 from fedduet.scripts.reporting.search import searches
 from fedduet.scripts.reporting.table import read_summaries
-from fedduet.scripts.reporting.terminal import ORDER, interval
+from fedduet.scripts.reporting.terminal import interval
 from fedduet.scripts.reporting.texts import label_names, samples, scores
 from fedduet.strategies.run.run_folder import write_atomically
-from fedduet.strategies.run.summary import taught_by
+from fedduet.strategies.run.summary import ordered, told
 
 COMMAND = "command.txt"  # how a person asked for the run
-QUESTION = {
-    "fdkt": (
-        "Do private SLMs get better by texts that an LLM writes after DP-synthetic demonstrations,"
-        " while the private text stays put?"
-    ),
-    "crosslm": (
-        "Do private SLMs and an LLM get better together, when sites only score texts that the LLM"
-        " wrote?"
-    ),
-    "fdkt_crosslm": (
-        "Do private SLMs get better by FDKT and then CrossLM, under one privacy budget?"
-    ),
-    "gboost": (
-        "Does a private SLM answer better together with a general LLM, at one budget of LLM tokens?"
-    ),
-}
-MEANING = {
-    "local": "a site's own records alone",
-    "dp_only": "own records and the site's own DP-synthetic texts, no LLM",
-    "zero_shot": "own records and texts the LLM writes from the domain's name alone",
-    "filtered": (
-        "own records and such texts, chosen and weighed by the sites' scores; the LLM stays as it"
-        " came"
-    ),
-    "fedavg": "weights averaged over sites: no privacy guarantee",
-    "fdkt": "own records and texts the LLM writes after DP demonstrations",
-    "crosslm": "own records and texts of an LLM that the sites' scores steer",
-    "pooled": "everybody's records together: an upper bound only a simulation has",
-    "slm": "the private SLM alone",
-    "slm_base": "the SLM before it was tuned",
-    "llm": "the general LLM alone",
-    "proxy_tuning": "static fusion of LLM and private SLM",
-    "average": "the mean of both models' logits",
-    "gboost": "the search, which finds where which mode helps",
-    "gboost_average": "the same search with the mean of logits as fusion",
-}
 
 
 def write_page(folder: Path) -> Path:
@@ -112,11 +76,9 @@ def page(folders: Sequence[Path]) -> str:
     sections.append(("data", "The data", data_card.section(folder)))
     sections.append(("flow", "How the run went", flow(folder, summary)))
     sections.append(("budget", "Privacy budget of each site", _budget(summary, config)))
+    sections.append(("scores", "The sites' scores over rounds", scores(folder)))
     if summary.get("curve"):
-        sections += [
-            ("scores", "The sites' scores over rounds", scores(folder)),
-            ("llm", "The LLM, round by round", _rounds(summaries)),
-        ]
+        sections.append(("llm", "The LLM, round by round", _rounds(summaries)))
     if summary.get("answers"):
         sections.append(("search", "A search, step by step", searches(folder)))
     sections.append(("texts", "Samples of texts", samples(folder, label_names(config))))
@@ -131,7 +93,8 @@ def page(folders: Sequence[Path]) -> str:
 
 def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
     summary = summaries[0]
-    model, base = taught_by(summary["strategy"]), _base(summaries)
+    spec = told(summary)
+    model, base = spec["final"], spec["base"]
     pairs = _differences(summaries, model, base)
     privacy = _privacy(summaries)
     if not pairs:
@@ -151,7 +114,9 @@ def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
         answer = f"Private SLMs {verb} {amount} points{spread}{chance} {privacy}"
     runs = f"{len(summaries)} runs, " if len(summaries) > 1 else ""
     against = (
-        "training on a site's own records alone" if base == "local" else "the private SLM alone"
+        "training on a site's own records alone"
+        if base == "local"
+        else spec["columns"].get(base, base)
     )
     basis = (
         f"{runs}{summary['clients']} sites; against {against}; 95 % interval over pairs of site and"
@@ -163,15 +128,10 @@ def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
         if "stand-in" in llm
         else ""
     )
-    question = QUESTION.get(summary["strategy"], f"What does {summary['strategy']} bring?")
     return (
-        f'<p class="question">{escape(question)}</p><h1>{escape(answer)}</h1><p>{escape(basis)}'
-        f" LLM: {escape(llm)}.{stand_in}</p>"
+        f'<p class="question">{escape(spec["question"])}</p><h1>{escape(answer)}</h1>'
+        f"<p>{escape(basis)} LLM: {escape(llm)}.{stand_in}</p>"
     )
-
-
-def _base(summaries: Sequence[Mapping[str, Any]]) -> str:
-    return "local" if "local" in summaries[0]["accuracy"] else "slm"
 
 
 def _differences(summaries: Sequence[Mapping[str, Any]], model: str, base: str) -> list[float]:
@@ -202,15 +162,14 @@ def _privacy(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
     models = dict.fromkeys(model for summary in summaries for model in summary["accuracy"])
-    best, base = taught_by(summaries[0]["strategy"]), _base(summaries)
+    spec = told(summaries[0])
+    best, base = spec["final"], spec["base"]
     sites = list(summaries[0]["accuracy_per_client"])
     rows, lines = (
         {},
         [["method", *sites, "mean [95 %]", f"minus {base}, points [95 %]", "what it is"]],
     )
-    for model in sorted(
-        models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
-    ):
+    for model in ordered(models, summaries[0]):
         values = [
             one[model]
             for summary in summaries
@@ -237,7 +196,8 @@ def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
                 "" if math.isnan(half) else f" [{points - half:+.1f}, {points + half:+.1f}]"
             )
         cells = [f"{np.mean(values):.3f}" if values else "-" for values in by_site]
-        lines.append([model, *cells, f"{mean:.3f}{spread}", difference, MEANING.get(model, "")])
+        what = spec["columns"].get(model, "")
+        lines.append([model, *cells, f"{mean:.3f}{spread}", difference, what])
     said = "test accuracy, mean with 95 % interval; a dot for each site"
     return picture(charts.intervals(rows, best, said), "accuracy by method") + table(
         lines, "accuracy by method and site"
@@ -285,7 +245,7 @@ def _answers(summaries: Sequence[Mapping[str, Any]]) -> str:
 def _against_epsilon(summaries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> str:
     asked = sorted({_asked(folder) for folder in folders})
     series = {}
-    for model in (model for model in ORDER if model in summaries[0]["accuracy"]):
+    for model in (one for one in told(summaries[0])["columns"] if one in summaries[0]["accuracy"]):
         means = [
             [
                 s["accuracy"][model]

@@ -21,6 +21,7 @@ import yaml
 from fedduet.conf.check import ConfigError, check, nearest
 from fedduet.scripts.reporting.html import rows_of
 from fedduet.strategies.run.run_folder import write_atomically
+from fedduet.strategies.run.summary import told
 from fedduet.tasks.data.questions import QuestionsConfig, check_task, load_questions, names_of
 
 if TYPE_CHECKING:  # they load torch, which a page of a run does without
@@ -74,15 +75,16 @@ def keep_a_search(folder: Path) -> None:
     the run's report."""
     from fedduet.clients.vault.reasoning import ReasoningVault
     from fedduet.clients.vault.release.policy import PolicyError
-    from fedduet.strategies.gboost import MODEL
 
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     task = check_task(config["task"])
-    client = names_of(task)[0]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    client, model = names_of(task)[0], told(summary)["taught"][0]
     question = load_questions(task, client, int(config["seed"])).test[0].question
     site, run, search = answering_site(folder, client)
     with suppress(PolicyError):  # a site that keeps questions from the LLM has no search to show
-        keep(folder, client, ReasoningVault(site).solve(run, MODEL, question, search), words=False)
+        solution = ReasoningVault(site).solve(run, model, question, search)
+        keep(folder, client, solution, words=False)
 
 
 def answering_site(folder: Path, client: str | None) -> tuple[SiteConfig, str, SearchConfig]:
@@ -109,7 +111,7 @@ def answering_site(folder: Path, client: str | None) -> tuple[SiteConfig, str, S
         raise ConfigError(f"--client: found {client!r}; {nearest(str(client), list(names))}")
     sites = Path(config["federation"]["state_folder"] or folder / "sites")
     sites = sites if sites.is_dir() else folder / "sites"
-    search = check(SearchConfig, config["strategy"]["search"], "strategy.search")
+    search = check(SearchConfig, config["strategy"].get("search", {}), "strategy.search")
     site = simulated_site(config, client, sites / site_folder(client), sites)
     return site, (folder / "run_id").read_text().strip(), search
 

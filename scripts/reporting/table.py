@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting.terminal import ORDER, interval
+from fedduet.scripts.reporting.terminal import interval
+from fedduet.strategies.run.summary import ordered, told
 
 
 def read_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -46,11 +47,9 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
         "| method | mean accuracy | minus local, points [95 %] | gap closed |",
         "|---|---|---|---|",
     ]
-    base = "local" if "local" in models else "slm"  # the private model alone
+    base = told(summaries[0])["base"]
     lines[0] = lines[0].replace("local", base)
-    for model in sorted(
-        models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
-    ):
+    for model in ordered(models, summaries[0]):
         difference = ""
         if model != base and base in models:
             local = dict(_values(summaries, base))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from fedduet.lm import progress as lm_progress
-from fedduet.strategies.run.summary import taught_by
+from fedduet.strategies.run.summary import ordered, told
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,8 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-
-ORDER = ("local", "dp_only", "zero_shot", "filtered", "fedavg", "fdkt", "crosslm", "pooled")
 
 
 class Display:
@@ -134,13 +132,13 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
     came down."""
     console = console or Console()
     console.print(accuracy_table(summary))
-    model = taught_by(summary["strategy"])
-    local, found = summary["accuracy"].get("local"), summary["accuracy"].get(model)
+    model, base = told(summary)["final"], told(summary)["base"]
+    local, found = summary["accuracy"].get(base), summary["accuracy"].get(model)
     if local is not None and found is not None:
         gap = summary["gap_closed"]
         closed = "" if gap is None else f", {gap:.0%} of the gap to pooled data closed"
         console.print(
-            f"{model} - local: {100 * (found - local):+.1f} points{closed}", highlight=False
+            f"{model} - {base}: {100 * (found - local):+.1f} points{closed}", highlight=False
         )
     if summary.get("answers"):
         console.print(answers_table(summary))
@@ -161,9 +159,7 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
 def accuracy_table(summary: Mapping[str, Any]) -> Table:
     """Method x site, mean and 95 % interval over sites."""
     by_site = summary["accuracy_per_client"]
-    models = sorted(
-        summary["accuracy"], key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
-    )  # others as they were measured
+    models = ordered(summary["accuracy"], summary)
     table = Table(
         title=(
             f"test accuracy, {summary['task']}, seed {summary['seed']}; LLM:"
@@ -187,7 +183,7 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
             model,
             *cells,
             f"{mean:.3f}{spread}",
-            style="bold" if model == taught_by(summary["strategy"]) else "",
+            style="bold" if model == told(summary)["final"] else "",
         )
     return table
 
@@ -209,7 +205,7 @@ def answers_table(summary: Mapping[str, Any]) -> Table:
             name.replace("llm", "LLM").replace("slm", "SLM").replace("_", " "), justify="right"
         )
     for method, found in summary["answers"].items():
-        style = "bold" if method == summary["strategy"] else ""
+        style = "bold" if method == told(summary)["final"] else ""
         table.add_row(
             method, *(format(found[name], form) for name, form in columns.items()), style=style
         )

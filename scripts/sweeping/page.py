@@ -12,10 +12,9 @@ from fedduet.scripts.reporting import charts
 from fedduet.scripts.reporting.html import document
 from fedduet.scripts.reporting.html import picture as framed
 from fedduet.scripts.reporting.html import table as html_table
-from fedduet.scripts.reporting.page import MEANING
 from fedduet.scripts.reporting.terminal import interval
 from fedduet.scripts.sweeping.rows import Job, Row, rows, table
-from fedduet.strategies.run.summary import taught_by
+from fedduet.strategies.run.summary import told
 
 
 def page(folder: Path, jobs: Sequence[Job], linked: bool = True) -> str:
@@ -54,7 +53,7 @@ def page(folder: Path, jobs: Sequence[Job], linked: bool = True) -> str:
             (
                 "methods",
                 "All methods",
-                f"{html_table(table(found))}<p>{escape(_meanings(found))}</p>",
+                f"{html_table(table(found))}<p>{escape(_meanings(found, jobs))}</p>",
             )
         )
     return document(
@@ -76,7 +75,7 @@ def _headline(jobs: Sequence[Job], found: Sequence[Row]) -> str:
 
 
 def _taught(jobs: Iterable[Job]) -> set[str]:
-    return {taught_by(job.summary["strategy"]) for job in jobs if job.summary}
+    return {told(job.summary)["final"] for job in jobs if job.summary}
 
 
 def _label(row: Row) -> str:
@@ -135,9 +134,10 @@ def _against(key: str, found: Sequence[Row]) -> str:
     return f"<p>Lines join means over seeds; small dots are seeds.</p>{''.join(pictures)}"
 
 
-def _meanings(found: Sequence[Row]) -> str:
+def _meanings(found: Sequence[Row], jobs: Sequence[Job]) -> str:
     methods = dict.fromkeys(row.method for row in found)
-    return "; ".join(f"{name}: {MEANING[name]}" for name in methods if name in MEANING) + "."
+    known = {k: v for job in jobs if job.summary for k, v in told(job.summary)["columns"].items()}
+    return "; ".join(f"{name}: {known[name]}" for name in methods if name in known) + "."
 
 
 def _job_list(folder: Path, jobs: Sequence[Job], linked: bool) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting.terminal import ORDER, interval
+from fedduet.scripts.reporting.terminal import interval
 from fedduet.scripts.sweeping.plan import read_plan, state
+from fedduet.strategies.run.summary import ordered, told
 
 SEED = "seed"
 # what is swept but the seed: (key, value), in the sweep's order
@@ -33,7 +34,7 @@ class Job:
     @property
     def base(self) -> str:
         """What differences are taken to: the private model alone."""
-        return "local" if "local" in self.summary["accuracy"] else "slm"
+        return told(self.summary)["base"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ def rows(jobs: Sequence[Job]) -> list[Row]:
     for setting in dict.fromkeys(job.setting for job in jobs if job.summary):
         of = [job for job in jobs if job.setting == setting and job.summary]
         models = dict.fromkeys(model for job in of for model in job.summary["accuracy"])
-        for model in sorted(
-            models, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
-        ):
+        for model in ordered(models, of[0].summary):
             measured = [
                 (job.summary["accuracy"], job.base)
                 for job in of

@@ -9,7 +9,7 @@ import numpy as np
 from fedduet.conf.check import ConfigError
 from fedduet.lm.text.words import cut_to_tokens
 from fedduet.server.llm.base import LLM, ChatTurn, Example, Progress, Prompt, ScoresText
-from fedduet.strategies.run.moves import Texts
+from fedduet.strategies.run.texts import Texts
 from fedduet.tasks.task import Record, Task
 from fedduet.tasks.wording.prompts import task_answer, task_prompt
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from fedduet.strategies.run.cloud import Cloud, Tuner
 from fedduet.strategies.run.run_folder import RunFolder
 from fedduet.strategies.run.sites import Sites, TooFewSites
+from fedduet.strategies.run.texts import Texts, concatenate
+from fedduet.strategies.scores import problem
 from fedduet.wire.codec import Arrays, decode
 from fedduet.wire.messages import (
     Answer,
@@ -25,75 +28,14 @@ from fedduet.wire.messages import (
     Learn,
     Learned,
     Receipt,
+    Score,
+    Scored,
     Synthesize,
     Synthesized,
 )
 
-Texts = dict[str, LabelledTexts]  # by site
-# by the site whose domain the texts were written for, in their order
-Rewards = Mapping[str, Sequence[float]]
-Outcome = Mapping[str, Any]
 
-
-class Cloud(Protocol):
-    """What the server's LLM does for a strategy. Both return data by site and keep counts of what
-    they dropped in the run folder."""
-
-    def curate(self, phase: str, demonstrations: Texts) -> Texts:
-        """Group and judge demonstrations (METHODS, FDKT step 3)."""
-        ...
-
-    def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
-        """Labelled data for every site's domain, after demonstrations or (None) from the domain's
-        name alone (step 4)."""
-        ...
-
-
-class Tuner(Protocol):
-    """The cloud's part of CrossLM. An outcome says what a tuning did: `steps`, `kl`, `stopped` (why
-    it changed nothing), `rolled_back` (why the round was undone), `adapter` and `folder` (where its
-    weights are), `general` and `accuracy` (measured after it)."""
-
-    @property
-    def tunes(self) -> bool:
-        """Whether the engine's weights can be tuned."""
-        ...
-
-    def write(
-        self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int
-    ) -> Texts:
-        """Texts of every label for every site's domain."""
-        ...
-
-    def tune_generator(self, phase: str, adapter: str, written: str, rewards: Rewards) -> Outcome:
-        """Make texts like the well-rated ones of the phase `written` likelier."""
-        ...
-
-    def tune_task(self, phase: str, adapter: str, texts: Texts) -> Outcome:
-        """Learn V(x) -> y on labelled texts."""
-        ...
-
-    def tune_pooled(self, phase: str, adapter: str) -> Outcome:
-        """Learn V(x) -> y on all sites' private records: an upper bound that only a simulation
-        has."""
-        ...
-
-    def adopt(self, outcome: Outcome) -> None:
-        """Go on with the weights that `outcome` names, also when an earlier start of the run made
-        them."""
-        ...
-
-    def measure(self, phase: str, adapter: str | None) -> Outcome:
-        """`general` ability and `accuracy` by site of the LLM with an adapter, or (None) as it
-        came."""
-        ...
-
-    def agreement(self, texts: Texts) -> float | None:
-        """Share of texts whose label is the task's own oracle's; None for a task without one."""
-        ...
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Moves:
     """One run's moves, and what they measured so far (`accuracy[model][site]`,
     `receipts[site]`)."""
@@ -104,17 +46,14 @@ class Moves:
     epsilon: float
     delta: float | None
     seed: int
-    weight: float = 1.0
-    order: str = "together"
+    tuner: Tuner | None = None  # None: the strategy does not tune the cloud's LLM
+    feedback: str = "none"  # how scores are protected
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    tuner: Tuner | None = None
-    feedback: str = "none"  # how scores are protected
-    # CrossLM: general ability and accuracy of the LLM, by when it was measured
-    llm: dict[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)  # CrossLM: figures of each round
-    # G-Boost: counts by method and site
-    answers: dict[str, dict[str, Answered]] = field(default_factory=dict)
+    # demonstrations as the sites released them, by phase
+    released: dict[str, Texts] = field(default_factory=dict)
+    # what a strategy adds to summary.json, under keys of its own
+    findings: dict[str, Any] = field(default_factory=dict)
     _artefacts: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
 
     def synthesize(self, round: int, rounds: int, per_label: int) -> Texts:
@@ -139,8 +78,58 @@ class Moves:
         )
         self.receipts |= {site: answer.receipt for site, answer in answers.items()}
         texts = {site: answer.data for site, answer in answers.items()}
+        self.released[phase] = texts
         self.artefact("demonstrations", phase, texts)
         return texts
+
+    def score(
+        self,
+        phase: str,
+        model: str,
+        texts: Texts,
+        *,
+        round: int,
+        rounds: int,
+        counterfactual: bool = False,
+    ) -> dict[str, Scored]:
+        """Every site scores all texts by its SLM `model`, in the order of `texts`' sorted sites;
+        its receipt is kept. The budget is planned over all `rounds` together.
+
+        Sites whose scores cannot be right are left out and named. Raises TooFewSites when none is
+        left. `counterfactual`: for a baseline beside the run, charged to a ledger of its own.
+        """
+        everything = concatenate([data for _, data in sorted(texts.items())])
+        asked = LabelledTexts(everything.texts, everything.labels)
+
+        def request(site: str) -> Score:
+            return Score(
+                self.message_id(phase, site),
+                self.sites.run_id,
+                model,
+                asked,
+                round=round,
+                rounds=rounds,
+                feedback=self.feedback,
+                epsilon=self.epsilon,
+                delta=self.delta,
+                counterfactual=counterfactual,
+            )
+
+        answers = self.remember(phase, Scored, lambda: _messages(self.ask(phase, request)))
+        good: dict[str, Scored] = {}
+        for site, answer in answers.items():
+            if reason := problem(answer.scores, len(asked)):
+                reason = f"left out of this round: {reason}"
+                self.run.event("failure", phase=phase, client=site, kind="scores", reason=reason)
+            else:
+                good[site] = answer
+        if not good:
+            raise TooFewSites(
+                f"{phase}: no site returned scores that can be used; see the failures above"
+            )
+        if not counterfactual:
+            self.receipts |= {site: answer.receipt for site, answer in good.items()}
+        return good
 
     def curate(self, round: int, demonstrations: Texts) -> Texts:
         """The cloud's selection of the demonstrations."""
@@ -161,13 +150,25 @@ class Moves:
         self.artefact("task_data", phase, data)
         return data
 
-    def learn(self, model: str, data: Texts | None = None, **options: Any) -> None:
+    def learn(
+        self,
+        model: str,
+        data: Texts | None = None,
+        *,
+        weight: float = 1.0,
+        order: str = "together",
+        **options: Any,
+    ) -> None:
         """Every site trains its SLM on its records and `data` and keeps it as `model`; then all are
-        measured on their test split."""
+        measured on their test split.
+
+        `weight`: lambda of L = CE(own records) + lambda * CE(data); `order`: "together", or
+        "generated_first". Other options are fields of the message `Learn`.
+        """
         empty = LabelledTexts()
 
         def request(site: str) -> Learn:
-            settings = {"weight": self.weight, "order": self.order, "seed": self.seed} | options
+            settings = {"weight": weight, "order": order, "seed": self.seed} | options
             return Learn(
                 self.message_id(f"learn-{model}", site),
                 self.sites.run_id,
@@ -229,8 +230,8 @@ class Moves:
         questions: int | None = None,
     ) -> None:
         """Every site answers its first `questions` test questions (None: all) by a method, under
-        the name `name`, drawing at most `samples` solutions of each; counts into `answers`, shares
-        right into `accuracy`."""
+        the name `name`, drawing at most `samples` solutions of each; what a question took on the
+        mean goes to the finding `answers`, shares right into `accuracy`."""
         phase = f"answer-{name}"
 
         def request(site: str) -> Answer:
@@ -247,7 +248,7 @@ class Moves:
             )
 
         found = self.remember(phase, Answered, lambda: _messages(self.sites.ask(phase, request)))
-        self.answers[name] = found
+        self.findings.setdefault("answers", {})[name] = answer_figures(found)
         self.accuracy[name] = {
             site: one.right / one.total for site, one in found.items() if one.total
         }
@@ -308,43 +309,27 @@ def _messages(answers: Mapping[str, tuple[Any, Arrays]]) -> dict[str, Any]:
     return {site: message for site, (message, _) in answers.items()}
 
 
-def merge(*parts: Texts) -> Texts:
-    """Data of several rounds, by site, in order."""
-    sites = sorted({site for part in parts for site in part})
-    return {site: concatenate([part[site] for part in parts if site in part]) for site in sites}
-
-
-def concatenate(parts: Sequence[LabelledTexts]) -> LabelledTexts:
-    """Several sets as one; weights and soft labels stay only when every non-empty part has them."""
-    full = [part for part in parts if len(part)]
-    return LabelledTexts(
-        [text for part in full for text in part.texts],
-        [label for part in full for label in part.labels],
-        (
-            [weight for part in full for weight in part.weights]
-            if all(part.weights for part in full)
-            else []
-        ),
-        (
-            [row for part in full for row in part.soft_labels]
-            if all(part.soft_labels for part in full)
-            else []
-        ),
+def answer_figures(by_site: Mapping[str, Answered]) -> dict[str, float]:
+    """The share of right answers over all sites, and what a question took on the mean."""
+    counts = list(by_site.values())
+    questions = max(1, sum(one.total for one in counts))
+    each = (
+        "llm_tokens",
+        "slm_tokens",
+        "reward_calls",
+        "seconds",
+        "requests",
+        "degraded",
+        "private_steps",
+        "collaborative_steps",
     )
-
-
-def shared_by_all(texts: Texts, domains: Mapping[str, str] | None = None) -> Texts:
-    """Everybody's data for every site; with `domains` each text has its domain in front (METHODS,
-    FDKT step 6: multi-task, how is our choice)."""
-    everything = [
-        (
-            replace(data, texts=[f"{domains[site]}: {text}" for text in data.texts])
-            if domains
-            else data
-        )
-        for site, data in sorted(texts.items())
-    ]
-    return dict.fromkeys(texts, concatenate(everything))
+    return {
+        "accuracy": sum(one.right for one in counts) / questions,
+        **{key: sum(getattr(one, key) for one in counts) / questions for key in each},
+        "questions": sum(one.total for one in counts),
+        "unanswered": sum(one.unanswered for one in counts),
+        "bad_rewards": sum(one.bad_rewards for one in counts),
+    }
 
 
 def gap_closed(accuracy: float, local: float, pooled: float) -> float | None:

@@ -9,34 +9,34 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+from fedduet.strategies import find
 from fedduet.strategies.run.moves import Moves, gap_closed
 from fedduet.strategies.run.run_folder import RunFolder
+from fedduet.strategies.run.spec import Spec
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "ray", "hydra-core", "dp-accounting")
 
 
 def summarise(
-    run: RunFolder, moves: Moves, config: Mapping[str, Any], status: str, llm: Mapping[str, Any]
+    run: RunFolder, moves: Moves, spec: Spec, about: Mapping[str, Any], status: str
 ) -> dict[str, Any]:
     """The summary as plain values. `accuracy` means over sites on the test split; `seconds` and
-    `wire` add up all starts of the run."""
+    `wire` add up all starts of the run; `about`: task, seed, rounds, and the LLM as described."""
     events = list(run.events())
     mean = {
         model: float(np.mean(list(by_site.values())))
         for model, by_site in moves.accuracy.items()
         if by_site
     }
-    name = taught_by(config["strategy"]["name"])
+    name = spec.final
     bounds = {"local", "pooled", name} <= mean.keys()
     return {
-        "strategy": config["strategy"]["name"],
-        "task": config["task"]["name"],
-        "seed": config["seed"],
+        "strategy": spec.name,
+        "spec": spec.told(),
+        "task": about["task"],
+        "seed": about["seed"],
         "clients": len(moves.sites.names),
-        "rounds": (
-            config["strategy"].get("rounds")
-            or config["strategy"].get("crosslm", {}).get("rounds", 1)
-        ),
+        "rounds": about["rounds"],
         "status": status,
         "accuracy": mean,
         "accuracy_per_client": _by_site(moves.accuracy),
@@ -44,10 +44,9 @@ def summarise(
         "epsilon": {site: receipt.epsilon_total for site, receipt in moves.receipts.items()},
         "delta": {site: receipt.delta for site, receipt in moves.receipts.items()},
         "receipts": moves.receipts,
-        **_steered(moves),
-        **_answered(moves),
+        **moves.findings,
         "wire": _wire(events),
-        "llm": dict(llm) | _usage(events),
+        "llm": dict(about["llm"]) | _usage(events),
         "curated": [entry for entry in events if entry["event"] in ("curated", "augmented")],
         "seconds": _seconds(events),
         "failures": _failures(events),
@@ -57,58 +56,23 @@ def summarise(
     }
 
 
-def taught_by(strategy: str) -> str:
-    """The model that a strategy ends with, as it is named in `accuracy`."""
-    return {"fdkt_crosslm": "crosslm"}.get(strategy, strategy)
+def told(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `Spec.told` says of the run's strategy; also of a summary that was written without it,
+    where the strategy is known."""
+    if "spec" in summary:
+        return summary["spec"]
+    name = summary["strategy"]
+    if spec := find(name):
+        return spec.told()
+    question = f"What does {name} bring?"
+    empty = {"contrasts": [], "columns": {}, "base": "local"}
+    return {"final": name, "taught": [name], "question": question, **empty}
 
 
-def _steered(moves: Moves) -> dict[str, Any]:
-    """What CrossLM adds: the LLM's accuracy (mean over sites) and general ability, before, after
-    and of its baselines, and the rounds."""
-    if not moves.llm:
-        return {}
-    accuracy = {
-        when: float(np.mean(list(one["accuracy"].values())))
-        for when, one in moves.llm.items()
-        if one["accuracy"]
-    }
-    general = {when: one["general"] for when, one in moves.llm.items() if one["general"]}
-    return {
-        "feedback": moves.feedback,
-        "llm_accuracy": accuracy,
-        "llm_general": general,
-        "curve": moves.curve,
-    }
-
-
-def _answered(moves: Moves) -> dict[str, Any]:
-    """What G-Boost adds: for each method the share of right answers, and what a question took on
-    the mean."""
-    if not moves.answers:
-        return {}
-    totals = {}
-    for name, by_site in moves.answers.items():
-        counts = list(by_site.values())
-        questions = max(1, sum(one.total for one in counts))
-        each = (
-            "llm_tokens",
-            "slm_tokens",
-            "reward_calls",
-            "seconds",
-            "requests",
-            "degraded",
-            "private_steps",
-            "collaborative_steps",
-        )
-        means = {key: sum(getattr(one, key) for one in counts) / questions for key in each}
-        totals[name] = {
-            "accuracy": sum(one.right for one in counts) / questions,
-            **means,
-            "questions": sum(one.total for one in counts),
-            "unanswered": sum(one.unanswered for one in counts),
-            "bad_rewards": sum(one.bad_rewards for one in counts),
-        }
-    return {"answers": totals}
+def ordered(models: Iterable[str], summary: Mapping[str, Any]) -> list[str]:
+    """Methods in the order of the strategy's columns, then the others as they come."""
+    columns = list(told(summary)["columns"])
+    return sorted(models, key=lambda one: columns.index(one) if one in columns else len(columns))
 
 
 def _by_site(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -10,13 +10,15 @@ from fedduet.clients.vault.release.policy import Policy
 from fedduet.conf.check import ConfigError, Section, check
 from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, SLMConfig
 from fedduet.scripts.launching.federation import FederationConfig
-from fedduet.server.app import STRATEGIES, strategy_settings
 from fedduet.server.llm.config import LLMConfig
 from fedduet.server.measuring.general import GeneralConfig
+from fedduet.server.strategy import chosen_strategy
 from fedduet.server.writing.augment import AugmentConfig
 from fedduet.server.writing.curate import CurateConfig
 from fedduet.server.writing.write import WriteConfig
-from fedduet.strategies.config import FDKTConfig
+from fedduet.strategies import builtin, find
+from fedduet.strategies.custom import CustomConfig
+from fedduet.strategies.fdkt import FDKTConfig
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.questions import check_task
 
@@ -53,7 +55,10 @@ def test_every_choice_is_valid(group, choice):
     plain = [entry if conf_has(group, choice, entry) else f"+{entry}" for entry in missing]
     config = conf.compose([f"{group}={choice}", *plain])
     if group == "strategy":
-        assert strategy_settings(config)[0].name == choice  # with the server's sections inside
+        if choice == "custom":
+            assert check(CustomConfig, config["strategy"], "strategy").name == choice
+        else:  # with the server's sections inside
+            assert chosen_strategy(config["strategy"]).spec.name == choice
     elif group == "task":
         assert check_task(config["task"])
     else:
@@ -76,10 +81,11 @@ def test_the_default_choice_lists_every_key(group):
     assert set(values) == set(SECTIONS[group].model_fields)
 
 
-@pytest.mark.parametrize("choice", sorted(STRATEGIES))
+@pytest.mark.parametrize("choice", [*builtin(), "custom"])
 def test_every_strategy_lists_every_key(choice):
     values = conf.compose([f"strategy={choice}"])["strategy"]
-    assert set(values) == set(STRATEGIES[choice][0].model_fields)
+    section = CustomConfig if choice == "custom" else find(choice).config
+    assert set(values) == set(section.model_fields)
 
 
 def test_crosslm_composes_with_every_engine():
@@ -88,11 +94,11 @@ def test_crosslm_composes_with_every_engine():
         ("scripted", "llm.script=s.yaml"),
         ("transformers", "llm.path=x"),
     ):
-        general = strategy_settings(conf.compose(["strategy=crosslm", f"llm={llm}", more]))[
-            1
-        ].general
-        assert general.texts is None  # nothing is known of their neutral text
-    assert strategy_settings(conf.compose(["strategy=crosslm"]))[1].general.texts == "builtin:world"
+        section = conf.compose(["strategy=crosslm", f"llm={llm}", more])["strategy"]
+        # nothing is known of their neutral text
+        assert chosen_strategy(section).tuning.general.texts is None
+    section = conf.compose(["strategy=crosslm"])["strategy"]
+    assert chosen_strategy(section).tuning.general.texts == "builtin:world"
 
 
 def test_nested_sections_list_every_key_with_the_codes_defaults():

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from fedduet.strategies.config import CrossLMConfig, FDKTConfig, FDKTCrossLMConfig
+from fedduet.strategies.crosslm import CrossLMConfig
+from fedduet.strategies.fdkt import FDKTConfig
+from fedduet.strategies.fdkt_crosslm import FDKTCrossLMConfig
 from fedduet.strategies.scores import accept, aggregate, no_opinion, problem, split
 from fedduet.wire.messages import LabelledTexts
 
@@ -84,8 +86,8 @@ def test_fdkt_then_crosslm_measures_no_baseline_twice():
     parts = {"name": "fdkt_crosslm", "fdkt": FDKTConfig(name="fdkt")}
     once = dict.fromkeys(("zero_shot", "fedavg", "pooled"), False)
     assert (
-        FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm", baselines=once)).weight
-        == 1.0
+        FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm", baselines=once)).rounds
+        == 3
     )
     with pytest.raises(ValueError, match="baselines of both: zero_shot, fedavg, pooled"):
         FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm"))

@@ -15,6 +15,7 @@ def summary(local, fdkt, pooled):
     means = {"local": sum(local) / 2, "fdkt": sum(fdkt) / 2, "pooled": sum(pooled) / 2}
     return {
         "status": "completed",
+        "strategy": "fdkt",
         "accuracy": means,
         "accuracy_per_client": by_site,
         "seconds": {"total": 10.0},

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from fedduet.strategies.config import FDKTConfig
-from fedduet.strategies.fedavg import weighted_mean
-from fedduet.strategies.run.moves import concatenate, gap_closed, merge, shared_by_all
+from fedduet.strategies.baselines import weighted_mean
+from fedduet.strategies.fdkt import FDKTConfig
+from fedduet.strategies.run.moves import gap_closed
+from fedduet.strategies.run.texts import concatenate, merge, shared_by_all
 from fedduet.wire.messages import LabelledTexts
 
 
