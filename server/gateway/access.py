@@ -82,9 +82,22 @@ class RateLimit:
         self._most, self._clock = (float(requests), float(tokens)), clock
         self._left: dict[str, tuple[float, float, float]] = {}
 
-    def admit(self, name: str, tokens: int) -> None:
-        """Charges one request and its tokens. Raises Refused (429) with Retry-After, and charges
-        nothing, when either is spent."""
+    def deposit(self, name: str, tokens: int) -> int:
+        """Charges one request and what it may take, before it is read; returns that. Raises Refused
+        (429) with Retry-After, and charges nothing, when either is spent."""
+        held = min(tokens, int(self._most[1]))
+        self._charge(name, 1, held, held)
+        return held
+
+    def settle(self, name: str, held: int, tokens: int) -> None:
+        """Charges the request's own `tokens` in place of the deposit `held`. Raises Refused (429),
+        and keeps the deposit, when they are more than there are."""
+        if tokens > held:
+            self._charge(name, 0, tokens - held, tokens)
+        else:
+            self.give_back(name, held - tokens)
+
+    def _charge(self, name: str, request: int, more: int, tokens: int) -> None:
         now = self._clock()
         requests, left, then = self._left.get(name, (*self._most, now))
         filled = [
@@ -99,7 +112,7 @@ class RateLimit:
             )
         short = [
             (cost - had) / most * 60
-            for cost, had, most in zip((1, tokens), filled, self._most, strict=True)
+            for cost, had, most in zip((request, more), filled, self._most, strict=True)
         ]
         if max(short) > 0:
             what = (
@@ -114,7 +127,7 @@ class RateLimit:
                 "rate_limit_exceeded",
                 headers={"retry-after": str(wait)},
             )
-        self._left[name] = (filled[0] - 1, filled[1] - tokens, now)
+        self._left[name] = (filled[0] - request, filled[1] - more, now)
 
     def give_back(self, name: str, tokens: int) -> None:
         """Tokens that were charged and not used."""

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,7 @@ from starlette.exceptions import HTTPException
 log = logging.getLogger("fedduet.gateway")
 
 BODY_SECONDS = 30.0  # a request must have arrived by then [O]
+BYTES_OF_A_TOKEN = 8  # of a body, for the charge before it is read [O]; texts and ids have fewer
 
 
 class GatewayConfig(Section):
@@ -116,7 +117,14 @@ class Gateway:
         self._tokenizer, self._vocabulary = llm.tokenizer, len(llm.tokenizer)
         self._limit = RateLimit(config.requests_per_minute, config.tokens_per_minute)
         self._started = int(time.time())
+        self._reader = ThreadPoolExecutor(1, "gateway-reader")
+        self._longest = max(len(token.encode()) for token in llm.tokenizer.get_vocab())
         self.worker = Worker(llm.model, llm.tokenizer, llm.batch_tokens)
+
+    def close(self) -> None:
+        """Ends the gateway's threads."""
+        self._reader.shutdown(cancel_futures=True)
+        self.worker.close()
 
     def models(self) -> bytes:
         """GET /v1/models; `max_model_len` (vLLM's name) is the context in tokens."""
@@ -131,8 +139,6 @@ class Gateway:
 
     async def completions(self, request: Request, name: str) -> Response:
         """POST /v1/completions."""
-        body = read_completion(await self._read(request))
-        asked = self._asked(body)
         if self.worker.waiting >= self.config.most_waiting:
             raise Refused(
                 503,
@@ -140,7 +146,17 @@ class Gateway:
                 "overloaded",
                 headers={"retry-after": "1"},
             )
-        self._limit.admit(name, asked.cost)
+        # by bytes, before anything is read; what is then refused keeps that charge
+        announced = request.headers.get("content-length", "")
+        size = int(announced) if 0 < len(announced) <= 15 else self.config.most_bytes
+        held = self._limit.deposit(name, min(size, self.config.most_bytes) // BYTES_OF_A_TOKEN)
+        raw = await self._read(request)
+        # never in the event loop, which answers everybody, nor several at a time
+        asked = await asyncio.get_running_loop().run_in_executor(
+            self._reader, lambda: self._asked(read_completion(raw))
+        )
+        body = asked.body
+        self._limit.settle(name, held, asked.cost)
         head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -207,6 +223,15 @@ class Gateway:
                 None,
                 "prompt",
             )
+        for number, one in enumerate(body.prompt):
+            if isinstance(one, str) and len(one) > self._longest * self.context:
+                raise Refused(
+                    400,
+                    f"prompt {number} has {len(one)} characters, more than fit into the context of"
+                    f" {self.context} tokens",
+                    "context_length_exceeded",
+                    "prompt",
+                )
         rows = [tuple(self._encode(one) if isinstance(one, str) else one) for one in body.prompt]
         for number, row in enumerate(rows):
             if not row:
@@ -505,7 +530,7 @@ def gateway_app(gateway: Gateway) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        gateway.worker.close()
+        gateway.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
 
