@@ -100,13 +100,9 @@ def figures(config: SiteConfig) -> dict[str, Any]:
     if isinstance(config.task, QuestionsConfig):
         records = len(load_questions(config.task, config.client, config.seed).train)
     else:
-        records = len(
-            set(
-                owners_of(
-                    load_client(config.task, config.client, config.seed).train, config.policy.unit
-                )
-            )
-        )
+        unit = config.policy.unit
+        train = load_client(config.task, config.client, config.seed, unit == "user").train
+        records = len(set(owners_of(train, unit)))
     delta = delta_for(config.policy, records)
     ledger = Ledger(
         config.folder / "ledger.jsonl",

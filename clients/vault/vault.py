@@ -64,11 +64,11 @@ class Vault:
 
     @cached_property
     def _records(self) -> Split:
-        config = self.config
+        config, by_user = self.config, self.config.policy.unit == "user"
         return (
-            load_pooled(config.task, config.seed)
+            load_pooled(config.task, config.seed, by_user)
             if config.pooled
-            else load_client(config.task, config.client, config.seed)
+            else load_client(config.task, config.client, config.seed, by_user)
         )
 
     @cached_property

@@ -97,7 +97,7 @@ def open_site(overrides: Sequence[str], client: str | None, seed: int, per_label
         name,
         seed,
         build_task(task_config),
-        load_client(task_config, name, seed),
+        load_client(task_config, name, seed, privacy.policy.unit == "user"),
         generator,
         per_label,
     )

@@ -264,10 +264,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--client: found {client!r}; allowed: {', '.join(client_names(task_config))}"
         )
-    task, split = build_task(task_config), load_client(task_config, client, seed)
+    by_user = privacy.policy.unit == "user"
+    task, split = build_task(task_config), load_client(task_config, client, seed, by_user)
     records, domain = [*split.train, *split.validation, *split.test], task.domains[client]
     units, each = len(records), 1
-    if by_user := privacy.policy.unit == "user":
+    if by_user:
         check_unit(privacy.policy, task_config)
         if given.kinds and {"natural", "release"} & set(kinds):
             raise ConfigError(

@@ -11,6 +11,7 @@ from fedduet.conf.check import ConfigError, nearest
 from fedduet.tasks.builtin import world
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data import partition as part
+from fedduet.tasks.data.by_user import split_by_user
 from fedduet.tasks.data.pools import Pool, client_names, domain_wording, label_wordings, read_pools
 from fedduet.tasks.data.read import OnBad
 from fedduet.tasks.task import Prompts, Record, Split, Task
@@ -71,15 +72,15 @@ def build_task(config: TaskConfig) -> Task:
     )
 
 
-def load_client(config: TaskConfig, client: str, seed: int) -> Split:
+def load_client(config: TaskConfig, client: str, seed: int, by_user: bool = False) -> Split:
     """One client's split. Raises ConfigError (see `load_clients`)."""
-    return load_clients(config, seed, (client,))[client].split
+    return load_clients(config, seed, (client,), by_user)[client].split
 
 
-def load_pooled(config: TaskConfig, seed: int) -> Split:
+def load_pooled(config: TaskConfig, seed: int, by_user: bool = False) -> Split:
     """The union over the clients, each record with its domain. A text of the pooled test is in
     neither of the other two."""
-    splits = [loaded.split for loaded in load_clients(config, seed).values()]
+    splits = [loaded.split for loaded in load_clients(config, seed, None, by_user).values()]
     by_text = {record.text: record for split in reversed(splits) for record in reversed(split.test)}
     test = tuple(by_text.values())[::-1]  # a test set that clients share counts once
     seen = {record.text for record in test}
@@ -100,9 +101,11 @@ def load_clients(
     config: TaskConfig,
     seed: int,
     clients: Sequence[str] | None = None,
+    by_user: bool = False,
     on_bad: OnBad | None = None,
 ) -> dict[str, Loaded]:
-    """The splits of `clients` (None: all), reading each file once.
+    """The splits of `clients` (None: all), reading each file once. `by_user`: split for users as
+    the unit of privacy (`tasks.data.by_user`).
 
     Raises ConfigError naming the file and the row, key or client: see `fedduet.tasks.data.read`,
     and unknown labels, empty texts, clients without rows, unknown clients. With
@@ -118,10 +121,16 @@ def load_clients(
         return {client: _world(config, client, seed) for client in chosen}
     pools = read_pools(config, known, chosen, seed, on_bad)
     kinds = len(label_wordings(config))
-    return {client: _split(config, pools[client], kinds, seed, client) for client in chosen}
+    split = split_by_user if by_user else _split
+    return {
+        client: Loaded(*split(config, pools[client], kinds, seed, client), pools[client].bad)
+        for client in chosen
+    }
 
 
-def _split(config: TaskConfig, pool: Pool, kinds: int, seed: int, client: str) -> Loaded:
+def _split(
+    config: TaskConfig, pool: Pool, kinds: int, seed: int, client: str
+) -> tuple[Split, tuple[int, ...], int, int, int]:
     # the first of each text stays
     unique = tuple({record.text: record for record in reversed(pool.train)}.values())[::-1]
     repeated = pool.repeated + len(pool.train) - len(unique)
@@ -149,7 +158,7 @@ def _split(config: TaskConfig, pool: Pool, kinds: int, seed: int, client: str) -
     split = Split(tuple(train[row] for row in chosen), tuple(train[row] for row in held_out), test)
     in_test_count = 0 if pool.test is None else len(unique) - len(train)
     per_label = tuple(labels.count(label) for label in range(kinds))
-    return Loaded(split, per_label, pool.cut, repeated, in_test_count, pool.bad)
+    return split, per_label, pool.cut, repeated, in_test_count
 
 
 def _world(config: TaskConfig, client: str, seed: int) -> Loaded:
@@ -216,7 +225,7 @@ def check_data(
     labels = label_wordings(config)
     return {
         client: check_site(config, client, loaded, labels, logical_batch, by_user)
-        for client, loaded in load_clients(config, seed, clients).items()
+        for client, loaded in load_clients(config, seed, clients, by_user).items()
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import check_data, load_client
 from fedduet.tasks.task import Record
-from fedduet.wire.messages import LabelledTexts, Refused, Score, Synthesize
+from fedduet.wire.messages import LabelledTexts, Learn, Refused, Score, Synthesize
 
 DATA = LabelledTexts(
     ["a fine cup .", "it broke at once .", "the lid is loose .", "warm for hours ."], [1, 0, 0, 1]
@@ -37,14 +39,18 @@ def signed(private_csv, tmp_path):
         writer.writerows(
             row | {"writer": f"writer {number % WRITERS}"} for number, row in enumerate(rows)
         )
-    return {"path": str(tmp_path / "signed.csv"), "user_column": "writer"}
+    return {
+        "path": str(tmp_path / "signed.csv"),
+        "user_column": "writer",
+        "rows_per_client": None,
+    }
 
 
 @pytest.fixture
 def by_user(site, signed):
-    def opened(folder="site", policy=None, **fields):
+    def opened(folder="site", policy=None, task_changes=signed, **fields):
         policy = {"unit": "user", "minimum_records": 10, "share_scores": "private"} | (policy or {})
-        return site(folder, policy, {"logical_batch": 4}, signed, **fields)
+        return site(folder, policy, {"logical_batch": 4}, task_changes, **fields)
 
     return opened
 
@@ -65,11 +71,12 @@ def ask(message_id="m", **changes) -> Synthesize:
 
 def test_texts_are_released_by_a_plan_and_a_training_of_users(by_user, seen):
     vault = by_user()
-    users = {record.user for record in load_client(vault.config.task, "coffee", 0).train}
-    assert len(users) == 14
+    train = load_client(vault.config.task, "coffee", 0, by_user=True).train
+    users = {record.user for record in train}
+    assert len(users) == 11
     answer = vault.synthesize(ask())
     owners, report = seen.generator[0][7], seen.reports[0]
-    assert len(set(owners)) == len(users) < len(owners) == 32
+    assert len(set(owners)) == len(users) < len(owners) == len(train) == 41
     steps, rate = planned_steps(vault.config.generator, len(users))
     assert (
         (report.steps, report.sample_rate)
@@ -97,14 +104,14 @@ def test_scores_are_made_of_users(by_user, kind, monkeypatch):
     assert not isinstance(answer, Refused), answer
     owners = given[0][5] if kind == "votes" else given[0][2]
     assert (
-        answer.receipt.records == len(set(owners)) <= WRITERS < len(owners) == 32
+        answer.receipt.records == len(set(owners)) <= WRITERS < len(owners) == 41
         and answer.receipt.unit == "user"
     )
 
 
 def test_a_site_of_few_users_takes_no_part(by_user):
     answer = by_user(policy={"minimum_records": 20}).synthesize(ask())
-    assert isinstance(answer, Refused) and "14 users; allowed: at least 20" in answer.reason
+    assert isinstance(answer, Refused) and "11 users; allowed: at least 20" in answer.reason
 
 
 def test_each_user_moves_the_sum_of_votes_by_one(monkeypatch):
@@ -142,6 +149,29 @@ def test_each_user_moves_the_scorers_sum_by_the_clip_and_it_is_their_mean_gradie
         clipped += factor < 1
         np.testing.assert_allclose(errors[mine].T @ features[mine], factor * mean, atol=1e-12)
     assert clipped > 2
+
+
+def test_a_training_tells_users_and_steps_planned_for_users(by_user, signed, tmp_path, seen):
+    """One of the training users writes thirty rows more, and nothing that is told changes."""
+    told = []
+    for more in (0, 30):
+        path = tmp_path / f"more-{more}.csv"
+        rows = Path(signed["path"]).read_text().splitlines()
+        user = "writer 2"  # of the training split
+        path.write_text("\n".join([*rows, *(f"more {i} .,0,coffee,{user}" for i in range(more))]))
+        vault = by_user(f"more-{more}", task_changes=signed | {"path": str(path)})
+        vault.config = replace(
+            vault.config,
+            slm=vault.config.slm.model_copy(update={"max_steps": 500, "epochs": 0.5}),
+        )
+        for name in ("together", "part"):
+            request = Learn(name, "r", name, DATA, part=1.0 if name == "together" else 0.5)
+            told.append(vault.learn(request)[0])
+        told.append(len(seen.classifier[-1][0][2].texts))
+    assert told[:2] == told[3:5] and (told[2], told[5]) == (41, 71)
+    # half a pass over 11 users of four rows, half of a batch a step
+    assert vault.config.generator.records_per_user == 4 and vault.config.slm.batch_size == 8
+    assert (told[0].private_units, told[0].steps, told[1].steps) == (11, 6, 3)
 
 
 # -- What does not go together ---------------------------------------------------------------------
