@@ -18,7 +18,7 @@ prepare()
 import yaml  # noqa: E402
 from fedduet.conf.check import ConfigError, check  # noqa: E402
 
-import conf  # noqa: E402
+from fedduet import conf  # noqa: E402
 
 LIMITS = "gateway."
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,7 @@ from fedduet.clients.simulated import site_folder
 from fedduet.conf.check import ConfigError, nearest
 from fedduet.scripts.reporting.terminal import Display
 from fedduet.strategies import installed
-from fedduet.strategies.run.summary import told
+from fedduet.strategies.run.summary import PACKAGES, told
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +36,16 @@ def tasks(_: Sequence[str]) -> int:
 def engines(_: Sequence[str]) -> int:
     """`fedduet engines`"""
     return _choices("llm")
+
+
+def versions(_: Sequence[str]) -> int:
+    """`fedduet --version`: of FedDuet, and of the packages that it stands on, one a line."""
+    for name in ("fedduet", *PACKAGES):
+        try:
+            print(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            print(f"{name} is not installed")
+    return 0
 
 
 def _choices(group: str, more: Mapping[str, str] | None = None) -> int:

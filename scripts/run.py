@@ -24,7 +24,7 @@ from hydra.errors import HydraException  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-import conf  # noqa: E402
+from fedduet import conf  # noqa: E402
 
 USAGE = """fedduet: a cloud LLM and private small language models improve each other
 
@@ -42,6 +42,7 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet ask RUN --client C "QUESTION"                         one question to a site, answered by its SLM and the LLM (G-Boost)
   fedduet train-reward --questions FILE --llm DIR --out DIR     a process reward model from sampled solutions
   fedduet strategies | tasks | engines                          what there is to choose from
+  fedduet --version                                             versions of FedDuet and of what it stands on
   fedduet audit --kinds worst,natural,release OVERRIDES...      a lower bound on epsilon from attacks, beside the accountant's upper bound
   fedduet attack members | secrets OVERRIDES...                 membership inference, and planted secrets that come out word for word
   fedduet gateway --keys FILE llm.path=DIR                      the LLM over HTTP (OpenAI's completions), so that sites may ask it
@@ -68,6 +69,7 @@ COMMANDS = {  # name: module and function, imported when it is asked for
     "strategies": "fedduet.scripts.look:strategies",
     "tasks": "fedduet.scripts.look:tasks",
     "engines": "fedduet.scripts.look:engines",
+    "--version": "fedduet.scripts.look:versions",
 }
 
 

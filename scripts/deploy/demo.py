@@ -27,7 +27,7 @@ prepare()
 from fedduet.scripts.deploy.federation import SITES, Federation, Stopped  # noqa: E402
 from fedduet.scripts.deploy.namespaces import Namespaces  # noqa: E402
 
-import conf  # noqa: E402
+from fedduet import conf  # noqa: E402
 
 SMALL = [
     "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",

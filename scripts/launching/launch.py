@@ -31,6 +31,8 @@ from fedduet.tasks.data.questions import check_task
 
 from fedduet import conf
 
+APP = Path(__file__).with_name("app")  # the pyproject.toml that Flower wants of a run
+
 
 def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
     """Run `config` to its end and return the summary. `command`: how a person asked for it, kept
@@ -83,7 +85,7 @@ def run_apps(
             {"config": conf.dump(config)},
             nodes,
             ray_backend(federation),
-            conf.FOLDER.parent,
+            APP,
         )
 
 

@@ -30,7 +30,7 @@ def imported(arguments: list[str]) -> tuple[int, set[str]]:
 
 @pytest.mark.parametrize(
     "words",
-    ["strategies", "tasks", "engines", "--help", "predict --help", "report --help", "watch --help",
+    ["strategies", "tasks", "engines", "--help", "--version", "predict --help", "report --help", "watch --help",
      "ask --help", "gateway --help", "table --help", "track --help", "sweep-report --help"],
 )  # fmt: skip
 def test_commands_that_show_something_import_nothing_heavy(words):
