@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
+from fedduet.lm.decoding.prefix import Read, shared
+from fedduet.lm.decoding.products import Product, product
 from fedduet.lm.models.batch import positions
 from torch.nn import functional
 
@@ -29,7 +29,6 @@ PARTS = {
     *("SiLUActivation", "Linear", "Embedding", "ModuleList"),
 }
 HOMES = ("transformers.models.llama.", "transformers.activations", "torch.nn.modules.")
-TILED_FOR = 64  # rows of a product that the layout of weights is chosen for; others work as well
 COPIED = 0.25  # larger weights, as a share of the device's memory, are not copied for speed [O]
 
 
@@ -73,9 +72,6 @@ def affords_copies(model: Any) -> bool:
     return sum(weight.nbytes for weight in model.parameters()) <= COPIED * memory
 
 
-Product = Callable[[torch.Tensor], torch.Tensor]
-
-
 @dataclass(frozen=True)
 class _Layer:
     qkv: Product  # [(heads + 2 kv heads) * head size, hidden], the norm's weight folded in
@@ -84,29 +80,19 @@ class _Layer:
     down: Product
 
 
-def product(weight: torch.Tensor) -> Product:
-    """x -> x @ weight.T. On CPUs that multiply in bf16 the weight is laid out once as oneDNN wants
-    it, not in every call; same bits."""
-    if (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        tiled = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), TILED_FOR)
-        # what torch.compile makes of a linear layer
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, tiled, None, "none", [], "")
-    return partial(functional.linear, weight=weight)
-
-
 class LlamaStepper:
     """A `fedduet.lm.decoding.stepper.Continuous` stepper over copies of a Llama's weights. The
     logits agree with the model's to rounding (a test says so).
 
     The cache is [layers, key and value, rows, heads, columns, head size]; a row's tokens stand in
-    the columns from its start to the last.
+    the columns from its start to the last. What prompts that begin together have in common at their
+    beginnings, with each other or with the prompt before them, is read once; `read` counts the
+    prompts' tokens that were.
     """
 
     compact_at = 1.0  # a row leaves by moving one row's cache
+    read = 0
+    _before: Read | None = None  # the last prompt of this batch
 
     def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         config = model.config
@@ -125,11 +111,11 @@ class LlamaStepper:
                     layer.input_layernorm,
                     *(getattr(layer.self_attn, f"{name}_proj") for name in "qkv"),
                 ),
-                product(layer.self_attn.o_proj.weight.detach().to(self.dtype)),
+                self._laid_out(layer.self_attn.o_proj),
                 self._folded(
                     layer.post_attention_layernorm, layer.mlp.gate_proj, layer.mlp.up_proj
                 ),
-                product(layer.mlp.down_proj.weight.detach().to(self.dtype)),
+                self._laid_out(layer.mlp.down_proj),
             )
             for layer in model.model.layers
         ]
@@ -137,6 +123,9 @@ class LlamaStepper:
     def _folded(self, norm: Any, *projections: Any) -> Product:
         weights = torch.cat([projection.weight.detach().float() for projection in projections])
         return product((weights * norm.weight.detach().float()).to(self.dtype))
+
+    def _laid_out(self, projection: Any) -> Product:
+        return product(projection.weight.detach().to(self.dtype))
 
     @property
     def width(self) -> int:
@@ -153,7 +142,7 @@ class LlamaStepper:
     def prefill(self, ids: torch.Tensor, mask: torch.Tensor, room: int) -> torch.Tensor:
         ids, mask = ids.to(self.device), mask.to(self.device)
         batch, width = ids.shape
-        self._cache = None  # the batch before makes room
+        self._cache = self._before = None  # the batch before makes room
         shape = (len(self.layers), 2, batch, self.kv, width + room, self.size)
         self._cache = torch.empty(shape, dtype=self.dtype, device=ids.device)
         angles = torch.arange(width + room, device=ids.device)[None]
@@ -179,19 +168,51 @@ class LlamaStepper:
     def _begin(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Prompts into the cache, behind the live rows and up to the column that is next."""
         live, (batch, width) = len(self._starts), ids.shape
-        starts = (mask == 0).sum(dim=1)
-        places, columns = positions(mask), torch.arange(width, device=ids.device)
-        allowed = (columns[None, :] <= columns[:, None]) & (
-            columns[None, None, :] >= starts[:, None, None]
-        )
+        starts, places = (mask == 0).sum(dim=1), positions(mask)
+        rows, begin = slice(live, live + batch), self._length - width
+        prompts = [row[start:] for row, start in zip(ids.tolist(), starts.tolist(), strict=True)]
+        # shorter rows read their own tokens of what is shared where longer ones have others
+        once, known = shared(prompts, self._before)
+        if once:
+            prefix = self._read_once(prompts[0][:once], known)
+            cache = self._cache[:, :, rows, :, begin : begin + once]
+            cache.zero_()
+            for row, start in enumerate(starts.tolist()):
+                cache[:, :, row, :, start:] = prefix[:, :, 0, :, : max(0, once - start)]
+        columns = torch.arange(width, device=ids.device)
+        seen, own = columns[None, :], columns[once:, None]
         # a pad sees itself, so that no row of the softmax is empty
-        allowed |= torch.eye(width, dtype=torch.bool, device=ids.device)
-        begin = self._length - width
-        logits = self._run(ids, places, allowed[:, None], slice(live, live + batch), begin, begin)
+        allowed = (seen <= own) & (seen >= starts[:, None, None]) | (seen == own)
+        logits = self._run(
+            ids[:, once:],
+            self._cache[:, :, rows],
+            places[:, once:],
+            allowed[:, None],
+            begin + once,
+            begin,
+        )
+        self.read += int(mask[:, once:].sum())
+        last = self._cache[:, :, live + batch - 1 : live + batch, :, : self._length]
+        self._before = Read(prompts[-1], last[..., self._length - len(prompts[-1]) :, :].clone())
         self._starts = torch.cat([self._starts, begin + starts])
         self._positions = torch.cat([self._positions, places[:, -1]])
         self._look()
         return logits
+
+    def _read_once(self, tokens: list[int], known: int) -> torch.Tensor:
+        """Keys and values [layers, 2, 1, heads, tokens, head size] of what the prompts have in
+        common, `known` of them from the prompt before."""
+        layers, length = len(self.layers), len(tokens)
+        cache = self._cache.new_empty(layers, 2, 1, self.kv, length, self.size)
+        if known:
+            cache[..., :known, :] = self._before.cache[..., :known, :]
+        if known < length:
+            places = torch.arange(length, device=self.device)
+            allowed = (places[None, :] <= places[known:, None])[None, None]
+            ids = torch.tensor([tokens[known:]], device=self.device)
+            self._run(ids, cache, places[None, known:], allowed, known, 0)
+            self.read += length - known
+        return cache
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._length == self._cache.shape[4]:
@@ -204,13 +225,9 @@ class LlamaStepper:
             else None
         )
         self._length = end
+        live = self._cache[:, :, : len(tokens)]
         return self._run(
-            tokens[:, None],
-            self._positions[:, None],
-            allowed,
-            slice(0, len(tokens)),
-            end - 1,
-            self._first,
+            tokens[:, None], live, self._positions[:, None], allowed, end - 1, self._first
         )
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -242,13 +259,13 @@ class LlamaStepper:
     def _run(
         self,
         ids: torch.Tensor,
+        cache: torch.Tensor,
         positions: torch.Tensor,
         allowed: torch.Tensor | None,
-        rows: slice,
         start: int,
         first: int,
     ) -> torch.Tensor:
-        """Feeds ids [B, T] to the cache's `rows` at the columns from `start` on; they see the
+        """Feeds ids [B, T] to these rows of a cache at the columns from `start` on; they see the
         columns from `first` on."""
         batch, width = ids.shape
         heads, kv, size, end = self.heads, self.kv, self.size, start + width
@@ -259,18 +276,18 @@ class LlamaStepper:
                 ~allowed, -torch.inf
             )
         x = self.embedding[ids]
-        for layer, cache in zip(self.layers, self._cache[:, :, rows], strict=True):
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
             mixed = layer.qkv(self._normed(x))
             mixed = mixed.view(batch, width, heads + 2 * kv, size)
             turned = mixed[:, :, : heads + kv]
             low, high = turned.chunk(2, dim=-1)
             turned = turned * cos + torch.cat([-high, low], dim=-1) * sin
-            cache[0][:, :, start:end] = turned[:, :, heads:].transpose(1, 2)
-            cache[1][:, :, start:end] = mixed[:, :, heads + kv :].transpose(1, 2)
+            keys[:, :, start:end] = turned[:, :, heads:].transpose(1, 2)
+            values[:, :, start:end] = mixed[:, :, heads + kv :].transpose(1, 2)
             attended = functional.scaled_dot_product_attention(
                 turned[:, :, :heads].transpose(1, 2),
-                cache[0][:, :, first:end],
-                cache[1][:, :, first:end],
+                keys[:, :, first:end],
+                values[:, :, first:end],
                 attn_mask=allowed,
                 enable_gqa=heads != kv,
             )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from fedduet.lm.decoding.decode import Ask, decode
-from fedduet.lm.decoding.llama import LlamaStepper, is_plain_llama, product
+from fedduet.lm.decoding.llama import LlamaStepper, is_plain_llama
+from fedduet.lm.decoding.products import product
 from fedduet.lm.decoding.sample import sample_texts
 from fedduet.lm.decoding.stepper import AnyStepper, stepper
 from fedduet.lm.models.batch import pad
