@@ -90,6 +90,7 @@ def conduct(
         run.event("end", status=status)
         about = {"task": task_config.name, "seed": seed, "rounds": chosen.rounds}
         about["llm"] = cloud.description if cloud else _llm_of(config)
+        about["metric"] = getattr(task_config, "metric", "accuracy")
         summary = summarise(run, moves, spec, about, status)
         run.summary(summary)
         write_adapter_cards(run.path, summary)

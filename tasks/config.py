@@ -61,6 +61,9 @@ def _braced(names: set[str]) -> str:
     return ", ".join(f"{{{name}}}" for name in sorted(names)) or "none"
 
 
+Metric = Literal["accuracy", "macro_f1", "auroc"]  # that reports and sweeps compare by
+
+
 class PromptsConfig(Section):
     """Wording of the prompts [our choice]. The placeholders named in `PLACEHOLDERS` are filled in;
     other braces stay."""
@@ -114,6 +117,8 @@ class TaskConfig(Section):
     partition: Literal["column", "files", "iid", "dirichlet"] | None = None
     dirichlet_alpha: float = Field(default=0.5, gt=0)
     labels: dict[str, str] = Field(default_factory=dict)  # raw value -> wording
+
+    metric: Metric = "accuracy"  # others of simulations alone; auroc: of two labels
 
     # training rows, stratified by label; null: all
     rows_per_client: int | None = Field(default=None, ge=1)
@@ -219,6 +224,11 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskConfig:
+        if self.metric == "auroc" and len(wordings(self.labels)) not in (0, 2):
+            raise ValueError(
+                f"metric: found 'auroc' with {len(wordings(self.labels))} labels; allowed: accuracy,"
+                " macro_f1, or two labels"
+            )
         if self.source == "world":
             if self.user_column:
                 raise ValueError(

@@ -241,6 +241,20 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """Counts behind a test accuracy, which only a simulated site gives.
+
+    `confusion` [K][K]: rows of each label by what they were taken for. `confidence`: of each of the
+    equally wide bins of the likeliest class's probability, its rows, those that were right, and the
+    sum of the probabilities. `auroc` of two labels, or None.
+    """
+
+    confusion: list[list[int]]
+    confidence: list[list[float]]
+    auroc: float | None = None
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Counts on the test split; a site's policy may refuse them.
 
@@ -252,6 +266,7 @@ class Evaluated:
     correct: dict[str, int]  # test set name -> right answers; a site has one, named as the client
     total: dict[str, int]
     receipt: Receipt | None = None  # None in a simulation, whose counts nobody gets
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)

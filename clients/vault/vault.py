@@ -18,6 +18,7 @@ from fedduet.clients.vault.budget.ledger import Charge, Ledger, LedgerError
 from fedduet.clients.vault.cards import write_generator_card, write_slm_card
 from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.counting import check_noise, noisy_count, right_by_unit
+from fedduet.clients.vault.measured import detail
 from fedduet.clients.vault.refusing import refusing
 from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.policy import PolicyError
@@ -247,9 +248,11 @@ class Vault:
         if request.epsilon is not None:
             return self._measurements.keep(measured, self._noisy_count(request, measured))
         folder = self.config.pooled_folder if request.scope == "pooled" else self.config.folder
-        right = self._slm(request.run, folder).right(request.model, self._records.test)
+        slm, test = self._slm(request.run, folder), self._records.test
+        probabilities = slm.probabilities(request.model, [record.text for record in test])
+        labels, name = [record.label for record in test], self.config.client
+        right = probabilities.argmax(axis=1) == np.array(labels)
         receipt = None if self.config.simulated else self._counted_openly(request, measured)
-        name = self.config.client
         if request.scope == "own":
             add_metric(
                 self.config.folder / "models" / request.run / request.model,
@@ -259,7 +262,13 @@ class Vault:
             )
         return self._measurements.keep(
             measured,
-            Evaluated(request.model, {name: int(right.sum())}, {name: len(right)}, receipt),
+            Evaluated(
+                request.model,
+                {name: int(right.sum())},
+                {name: len(right)},
+                receipt,
+                detail(probabilities, labels) if self.config.simulated else None,
+            ),
         )
 
     def _counted_openly(self, request: Evaluate, measured: str) -> Receipt:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting import charts, data_card
+from fedduet.scripts.reporting import charts, data_card, metrics
 from fedduet.scripts.reporting.flow import flow
 from fedduet.scripts.reporting.html import document, opened, picture, rows_of, table
 from fedduet.scripts.reporting.search import searches
@@ -66,13 +66,15 @@ def page(folders: Sequence[Path]) -> str:
         )
     summary, folder = summaries[0], folders[0]
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    sections = [("accuracy", "Accuracy on the sites' own tests", _accuracy(summaries))]
+    sections = [("accuracy", _title(summaries), _accuracy(summaries))]
     if len({_asked(one) for one in folders}) > 1:
         sections.append(
             ("epsilon", "Accuracy against epsilon", _against_epsilon(summaries, folders))
         )
     if summary.get("answers"):
         sections.append(("answers", "Answers, and what one question took", _answers(summaries)))
+    beside = metrics.section(summaries, told(summary)["final"], label_names(config))
+    sections.append(("metrics", "Beside accuracy", beside))
     sections.append(("data", "The data", data_card.section(folder)))
     sections.append(("flow", "How the run went", flow(folder, summary)))
     sections.append(("budget", "Privacy budget of each site", _budget(summary, config)))
@@ -86,6 +88,11 @@ def page(folders: Sequence[Path]) -> str:
     sections.append(("again", "Configuration, command and versions", _again(folder, summaries)))
     title = f"FedDuet: {summary['strategy']} on {summary['task']}"
     return document(title, [section for section in sections if section[2]], _headline(summaries))
+
+
+def _title(summaries: Sequence[Mapping[str, Any]]) -> str:
+    name = metrics.said(summaries[0])
+    return f"{name[0].upper()}{name[1:]} on the sites' own tests"
 
 
 # -- The parts -------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from fedduet.conf.check import ConfigError
+from fedduet.scripts.reporting.metrics import said
 from fedduet.scripts.reporting.terminal import interval
+from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 
 
@@ -30,7 +32,7 @@ def read_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 f"{folder} ended as {summary['status']}; finish it with the same command and"
                 f" run.folder={folder}"
             )
-        found.append(summary)
+        found.append(headline(summary))
     return found
 
 
@@ -44,7 +46,7 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
         model: float(np.mean([value for _, value in _values(summaries, model)])) for model in models
     }
     lines = [
-        "| method | mean accuracy | minus local, points [95 %] | gap closed |",
+        f"| method | mean {said(summaries[0])} | minus local, points [95 %] | gap closed |",
         "|---|---|---|---|",
     ]
     base = told(summaries[0])["base"]

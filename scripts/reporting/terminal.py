@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from fedduet.lm import progress as lm_progress
+from fedduet.scripts.reporting import metrics
+from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 from rich.console import Console
 from rich.progress import (
@@ -130,7 +132,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
     """The table of a run: accuracy by method and site, what it cost, samples of what went up and
     came down."""
-    console = console or Console()
+    console, summary = console or Console(), headline(summary)
     console.print(accuracy_table(summary))
     model, base = told(summary)["final"], told(summary)["base"]
     local, found = summary["accuracy"].get(base), summary["accuracy"].get(model)
@@ -140,6 +142,8 @@ def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | N
         console.print(
             f"{model} - {base}: {100 * (found - local):+.1f} points{closed}", highlight=False
         )
+    if beside := metrics.line(summary, model):
+        console.print(beside, highlight=False)
     if summary.get("answers"):
         console.print(answers_table(summary))
     if summary.get("curve"):
@@ -162,7 +166,7 @@ def accuracy_table(summary: Mapping[str, Any]) -> Table:
     models = ordered(summary["accuracy"], summary)
     table = Table(
         title=(
-            f"test accuracy, {summary['task']}, seed {summary['seed']}; LLM:"
+            f"test {metrics.said(summary)}, {summary['task']}, seed {summary['seed']}; LLM:"
             f" {summary['llm'].get('description', '')}"
         )
     )

@@ -13,6 +13,7 @@ from typing import Any
 from fedduet.conf.check import ConfigError
 from fedduet.scripts.reporting.terminal import interval
 from fedduet.scripts.sweeping.plan import read_plan, state
+from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 
 SEED = "seed"
@@ -63,7 +64,7 @@ def read_jobs(folder: Path) -> list[Job]:
         setting = tuple((key, values.get(key, "-")) for key in plan["swept"] if key != SEED)
         now, why = state(folder / name)
         summary = (
-            json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+            headline(json.loads((folder / name / "summary.json").read_text(encoding="utf-8")))
             if now == "completed"
             else {}
         )

@@ -22,6 +22,7 @@ from fedduet.wire.codec import Arrays, decode
 from fedduet.wire.messages import (
     Answer,
     Answered,
+    Detail,
     Evaluate,
     Evaluated,
     LabelledTexts,
@@ -49,6 +50,8 @@ class Moves:
     tuner: Tuner | None = None  # None: the strategy does not tune the cloud's LLM
     feedback: str = "none"  # how scores are protected
     accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+    # counts behind the accuracy, of simulated sites: [model][site]
+    details: dict[str, dict[str, Detail]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     # demonstrations as the sites released them, by phase
     released: dict[str, Texts] = field(default_factory=dict)
@@ -216,6 +219,9 @@ class Moves:
         }
         self.accuracy[model] = {
             name: correct / total for name, (correct, total) in counts.items() if total
+        }
+        self.details[model] = {
+            name: answer.detail for name, answer in answers.items() if answer.detail is not None
         }
         self.run.event("accuracy", model=model, by_site=self.accuracy[model])
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from fedduet.strategies import find
+from fedduet.strategies.run.metrics import measured
 from fedduet.strategies.run.moves import Moves, gap_closed
 from fedduet.strategies.run.run_folder import RunFolder
 from fedduet.strategies.run.spec import Spec
@@ -40,6 +41,7 @@ def summarise(
         "status": status,
         "accuracy": mean,
         "accuracy_per_client": _by_site(moves.accuracy),
+        **measured(moves.details, about["metric"]),
         "gap_closed": gap_closed(mean[name], mean["local"], mean["pooled"]) if bounds else None,
         "epsilon": {site: receipt.epsilon_total for site, receipt in moves.receipts.items()},
         "delta": {site: receipt.delta for site, receipt in moves.receipts.items()},

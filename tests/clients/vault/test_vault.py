@@ -285,6 +285,7 @@ def test_learning_without_generated_texts_is_local_training(site):
         and counts.total == {"coffee": 30}
         and 0 <= counts.correct["coffee"] <= 30
     )
+    assert sum(map(sum, counts.detail.confusion)) == 30
     # none of this is a DP release
     assert files(vault.config.folder) and "ledger.jsonl" not in files(vault.config.folder)
 
@@ -344,6 +345,7 @@ def test_a_server_gets_so_many_measurements_and_no_more(site):
     vault.learn(Learn("l", "r", "one"))
     vault.learn(Learn("m", "r", "two", GENERATED))
     first = vault.evaluate(Evaluate("a", "r", "one"))
+    assert first.detail is None  # of a real site, whatever it grants
     assert vault.evaluate(Evaluate("a", "r", "one")) == first  # the same again is no new one
     assert vault.evaluate(Evaluate("a", "r", "two")).model == "two"
     third = site(policy={"maximum_measurements": 2}).evaluate(Evaluate("b", "r", "one"))

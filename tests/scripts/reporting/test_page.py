@@ -56,6 +56,12 @@ def test_a_run_writes_a_page_without_private_text_or_network(overrides, tmp_path
     cells = " ".join(tags.words)
     for accuracy in summary["accuracy"].values():
         assert f"{accuracy:.3f}" in cells
+    for model, figures in summary["metrics"].items():
+        assert f"{figures['macro_f1']:.3f}" in cells and f"{figures['auroc']:.3f}" in cells
+        taken = summary["confusion"][model]
+        assert sum(map(sum, taken)) == 60 and taken[0][0] + taken[1][1] == round(
+            60 * summary["accuracy"][model]
+        )
     gain = 100 * (summary["accuracy"]["fdkt"] - summary["accuracy"]["local"])
     assert f"{abs(gain):.1f} points" in cells and "epsilon 8" in cells
     assert all(attrs.get("aria-label") for tag, attrs in tags.seen if tag == "svg")
