@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -72,11 +73,16 @@ def watch(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--wait",
         type=float,
-        default=60.0,
-        help="seconds to wait for a folder that is not there yet",
+        help="seconds to wait for a folder that is not there yet; of one without events 10",
     )
     given = parser.parse_args(list(argv))
-    file, deadline = given.run / "events.jsonl", time.monotonic() + given.wait
+    wait = 10.0 if given.wait is None else given.wait
+    file, deadline = given.run / "events.jsonl", time.monotonic() + wait
+    if not given.run.is_dir() and given.wait is None:
+        raise ConfigError(
+            f"{given.run}: no such folder; give the folder that the run printed when it started, or"
+            " --wait SECONDS for one that is to come"
+        )
     while not file.exists():
         if time.monotonic() > deadline:
             raise ConfigError(
@@ -132,9 +138,24 @@ def predict(argv: Sequence[str]) -> int:
     probabilities = predict_probabilities(
         model, tokenizer, given.texts, int(config["slm"]["max_tokens"])
     )
+    print(
+        f"{folder.name} at {given.client}: {_measured(given.run, given.client, folder.name)}",
+        file=sys.stderr,
+    )
     for row, text in zip(probabilities, given.texts, strict=True):
         print(f"{task.labels[int(row.argmax())]}\t{row.max():.3f}\t{text}")
     return 0
+
+
+def _measured(run: Path, client: str, model: str) -> str:
+    """What the run measured of the model, for a reader who is about to believe it."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    accuracy = summary["accuracy_per_client"][client].get(model)
+    if accuracy is None:
+        return "its accuracy was not measured in this run"
+    said = f"right on {accuracy:.1%} of the site's test texts"
+    gap = summary.get("metrics_per_client", {}).get(model, {}).get(client, {}).get("ece")
+    return said if gap is None else f"{said}; its probabilities are off by {gap:.2f} on the mean"
 
 
 def model_folder(run: Path, client: str, model: str | None) -> Path:

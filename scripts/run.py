@@ -36,6 +36,9 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet table RUN...                                          several finished runs (seeds) as one Markdown table
   fedduet report RUN... [--out FILE]                            the same as one self-contained page (a run writes its own report.html)
   fedduet sweep-report DIR [--out FILE]                         all jobs of a sweep as one table and one page
+  fedduet list [FOLDER]                                         the runs that there are, with state and accuracy
+  fedduet open RUN                                              a run's report, or a sweep's page, in the browser
+  fedduet diff RUN RUN                                          in which settings and figures two runs differ
   fedduet watch RUN                                             follow a run that goes on in another process
   fedduet track RUN... --to mlflow|wandb|tensorboard            repeat finished runs to a tracker (tracking.to=... does it as a run goes on)
   fedduet predict RUN --client C TEXT...                        what a site's trained SLM says of a text
@@ -60,6 +63,9 @@ COMMANDS = {  # name: module and function, imported when it is asked for
     "check": "fedduet.scripts.forecasting.forecast:main",
     "ask": "fedduet.scripts.ask:main",
     "train-reward": "fedduet.scripts.train_reward:main",
+    "list": "fedduet.scripts.runs:list_runs",
+    "open": "fedduet.scripts.runs:open_report",
+    "diff": "fedduet.scripts.runs:diff",
     "watch": "fedduet.scripts.look:watch",
     "track": "fedduet.scripts.reporting.trackers:main",
     "predict": "fedduet.scripts.look:predict",
@@ -105,10 +111,8 @@ def main() -> int:
     except HydraException as problem:
         print(f"error: {_advice(str(problem))}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "stopped; the same command with this run.folder goes on where it was", file=sys.stderr
-        )
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
         return 130
 
 

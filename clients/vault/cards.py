@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedduet.clients.vault.config import SiteConfig
 from fedduet.lm.models.card import Card, guarantee, write_card
+from fedduet.lm.models.save import name_labels
 from fedduet.tasks.builtin.standin import describe
 from fedduet.tasks.task import Task
 from fedduet.wire.messages import Learn, Receipt
@@ -30,7 +31,8 @@ def write_slm_card(
     records: int,
     steps: int,
 ) -> None:
-    """The card of an SLM just trained, in its `folder`."""
+    """The card of an SLM just trained, in its `folder`, and the words of its labels."""
+    name_labels(folder, task.labels)
     averaged = not request.private and not len(request.data)
     privacy = [STAYS] if request.private or averaged or request.start else [GENERATED]
     if request.share_weights or averaged:

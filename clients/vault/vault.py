@@ -34,7 +34,7 @@ from fedduet.clients.vault.trainings import (
 )
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
-from fedduet.lm.models.card import add_metric
+from fedduet.lm.models.card import TEST_ACCURACY, add_metric
 from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
@@ -256,7 +256,7 @@ class Vault:
         if request.scope == "own":
             add_metric(
                 self.config.folder / "models" / request.run / request.model,
-                "test accuracy",
+                TEST_ACCURACY,
                 float(right.mean()),
                 len(right),
             )

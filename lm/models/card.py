@@ -4,6 +4,7 @@ that, and how to load it."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 CARD = "README.md"
+TEST_ACCURACY = "test accuracy"
 _FRONT = "---\n"
 _METRICS = "## Metrics\n"
 
@@ -53,12 +55,14 @@ def write_card(
     rows behind it)."""
     front = {
         "license": "unknown",
-        "base_model": card.base,
+        # a folder of this machine is no model of the hub
+        **({"base_model": card.base} if _of_the_hub(card.base) else {}),
         "library_name": "peft" if card.adapter else "transformers",
         "pipeline_tag": card.kind,
         "tags": ["fedduet"],
     }
     lines = [f"# {card.title}", "", *(f"> {note}\n" for note in card.notes)]
+    lines += [f"Base model: `{card.base}`.", ""] if card.base else []
     lines += [
         (
             "The licence is unknown: that of the base model and of the data holds, and nobody has"
@@ -88,16 +92,33 @@ def write_card(
         lines += [
             "## Labels",
             "",
-            *(f"- `LABEL_{number}`: {wording}" for number, wording in enumerate(card.labels)),
+            *(f"- {number}: {wording}" for number, wording in enumerate(card.labels)),
             "",
         ]
     lines += ["## Load it", "", "```python", *_code(card), "```", ""]
     file = Path(folder) / CARD
-    file.write_text(
-        _FRONT + yaml.safe_dump(front, sort_keys=False) + _FRONT + "\n" + "\n".join(lines),
-        encoding="utf-8",
-    )
+    file.write_text(_with_front(front, "\n" + "\n".join(lines)), encoding="utf-8")
     return file
+
+
+def _with_front(front: Mapping[str, Any], body: str) -> str:
+    return _FRONT + yaml.safe_dump(dict(front), sort_keys=False) + _FRONT + body
+
+
+def _index(body: str, front: Mapping[str, Any], accuracy: float) -> dict[str, Any]:
+    """The measurement as Hugging Face shows it beside a card."""
+    title = body.partition("# ")[2].partition("\n")[0]
+    private = {"name": "the site's own test rows, which are private", "type": "private"}
+    result = {
+        "task": {"type": front["pipeline_tag"]},
+        "dataset": private,
+        "metrics": [{"type": "accuracy", "value": round(accuracy, 4)}],
+    }
+    return {"name": title, "results": [result]}
+
+
+def _of_the_hub(base: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not Path(base).exists()
 
 
 def add_metric(folder: str | Path, name: str, value: float, rows: int) -> None:
@@ -116,6 +137,10 @@ def add_metric(folder: str | Path, name: str, value: float, rows: int) -> None:
         if line.startswith("- ") and not line.startswith(f"- {name}: ")
     ]
     lines = [*kept, *_metric_lines({name: (value, rows)})]
+    front, body = before.split(_FRONT, 2)[1:]
+    if name == TEST_ACCURACY:
+        known = yaml.safe_load(front)
+        before = _with_front(known | {"model-index": [_index(body, known, value)]}, body)
     file.write_text(
         before + heading + "\n" + "\n".join(lines) + "\n" + mark + rest, encoding="utf-8"
     )

@@ -3,7 +3,8 @@ arrays and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
     with quiet():
         merged(model).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
+
+
+def name_labels(folder: str | Path, labels: Sequence[str]) -> None:
+    """Puts the words of a saved classifier's labels into its config, so that a pipeline says
+    them."""
+    file = Path(folder) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["id2label"] = {str(number): word for number, word in enumerate(labels)}
+    config["label2id"] = {word: number for number, word in enumerate(labels)}
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def keep_trained(model: Any, tokenizer: Any, folder: str | Path, base: str) -> None:

@@ -95,7 +95,8 @@ def plan(arguments: Sequence[str], root: Path = Path("runs")) -> Sweep:
             f"{twice}: this job is in the sweep twice; give every value once, and sweep nothing of"
             f" {', '.join(NOT_NAMED)}"
         )
-    digest = hashlib.sha256(json.dumps(sorted(jobs)).encode()).hexdigest()[:8]
+    whole = sorted(sorted(_named(job).items()) for job in batch)
+    digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:8]
     folder = Path(given.get("hydra.sweep.dir", root / f"sweep-{digest}")).absolute()
     _keep_plan(folder, jobs, swept)
     return Sweep(folder, jobs)
@@ -122,20 +123,25 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def job_name(overrides: Sequence[str], swept: Sequence[str]) -> str:
-    """The folder of a job: what is swept, then what else was overridden; a name that would be too
-    long ends in a digest of all."""
-    parts = dict(override.split("=", 1) for override in overrides)
-    kept = {
-        key: value
-        for key, value in parts.items()
-        if re.split(r"[.@]", key.lstrip("+~"))[0] not in NOT_NAMED
-    }
-    ordered = [key for key in swept if key in kept] + [key for key in kept if key not in swept]
-    full = ",".join(f"{key}={kept[key]}" for key in ordered)
+    """The folder of a job: what is swept (of no sweep, what was overridden); a name that would be
+    too long, or not one for a folder, ends in a digest."""
+    kept = _named(overrides)
+    shown = [key for key in swept if key in kept] or kept
+    full = ",".join(f"{key}={kept[key]}" for key in shown)
     safe = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", full).lstrip(".")
     if len(safe) <= LONGEST and safe == full:
         return safe
     return f"{safe[:LONGEST]}~{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def _named(overrides: Sequence[str]) -> dict[str, str]:
+    """The overrides that say what a job computes, by key."""
+    parts = dict(override.split("=", 1) for override in overrides)
+    return {
+        key: value
+        for key, value in parts.items()
+        if re.split(r"[.@]", key.lstrip("+~"))[0] not in NOT_NAMED
+    }
 
 
 # -- One job ---------------------------------------------------------------------------------------

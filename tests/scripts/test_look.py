@@ -31,16 +31,19 @@ def test_every_choice_is_listed_with_its_first_line(capsys):
 
 
 def test_predictions_are_those_of_a_plain_pipeline(overrides, tmp_path, capsys):
-    launch(conf.compose([*overrides, OFF]))
+    summary = launch(conf.compose([*overrides, OFF]))
     capsys.readouterr()
     text = "the coffee was great"
     assert predict([str(tmp_path / "run"), "--client", "coffee", text]) == 0
-    label, probability, said = capsys.readouterr().out.strip().split("\t")
+    printed = capsys.readouterr()
+    label, probability, said = printed.out.strip().split("\t")
+    accuracy = summary["accuracy_per_client"]["coffee"]["fdkt"]
+    assert f"fdkt at coffee: right on {accuracy:.1%} of the site's test texts" in printed.err
     plain = pipeline(
         "text-classification", model=str(model_folder(tmp_path / "run", "coffee", None))
     )(text)[0]
     assert said == text and float(probability) == pytest.approx(plain["score"], abs=2e-3)
-    assert label == ("negative", "positive")[int(plain["label"].removeprefix("LABEL_"))]
+    assert label == plain["label"] and label in ("negative", "positive")
     with pytest.raises(ConfigError, match="--client: found 'tea'"):
         predict([str(tmp_path / "run"), "--client", "tea", text])
     with pytest.raises(ConfigError, match="--model: found 'best'; coffee keeps fdkt, local"):
@@ -67,5 +70,9 @@ def test_a_run_is_watched_to_its_end(tmp_path, capsys):
     assert watch([str(tmp_path)]) == 0
     writer.join()
     assert "learn-local" in capsys.readouterr().out
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="none: no such folder"):
+        watch([str(tmp_path / "none")])
+    assert time.monotonic() - began < 5  # it does not wait, unless it is told to
     with pytest.raises(ConfigError, match=r"has no events\.jsonl"):
-        watch([str(tmp_path / "none"), "--wait", "0"])
+        watch([str(tmp_path / "none"), "--wait", "0.1"])

@@ -142,9 +142,12 @@ def test_the_same_command_finds_the_same_folder_and_names_tell_overrides(tmp_pat
     # where it runs makes no other sweep
     assert one.folder == two.folder and one.folder.parent == tmp_path and len(one.jobs) == 4
     assert next(iter(one.jobs)) == "strategy=fdkt,seed=0"
-    assert plan([*words, "privacy.epsilon=3"], tmp_path).folder != one.folder
-    long = job_name(["task.path=/a b/" + "x" * 300, "seed=1"], ["seed"])
+    other = plan([*words, "privacy.epsilon=3"], tmp_path)
+    assert other.folder != one.folder  # what is the same in all jobs is in no name, but in this one
+    assert list(other.jobs) == list(one.jobs)
+    long = job_name(["task.path=/a b/" + "x" * 300, "seed=1"], ["seed", "task.path"])
     assert long.startswith("seed=1,task.path=_a_b_xx") and len(long) < 170
+    assert job_name(["task.path=/a b/", "seed=1"], ["seed"]) == "seed=1"
     assert job_name(["task.path=/a_b"], []) != job_name(["task.path=/a/b"], [])
     assert "/" not in job_name(["seed=../../x"], []) and not job_name(
         ["+seed=../x"], []
