@@ -194,7 +194,10 @@ class Learn:
     weight: float = 1.0  # lambda of L = CE(D_private) + lambda * CE(D_generated)
     order: str = "together"  # or "generated_first"
     start: str | None = None  # continue from this model of the site; None: the SLM's public start
-    part: float = 1.0  # of the steps that the site plans for such a training
+    # of the steps that the site plans for such a training, after `begun` of them were taken in
+    # earlier rounds: parts that add up to 1 are one training, to the step
+    part: float = 1.0
+    begun: float = 0.0
     share_weights: bool = False  # return the trainable weights (FedAvg); the policy must agree
     # "pooled": all sites' records together, an upper bound that only a simulation can measure
     scope: str = "own"
@@ -206,18 +209,24 @@ class Learn:
             raise ValueError(f"weight: found {self.weight}; allowed: a finite number of 0 or more")
         if self.order not in ("together", "generated_first"):
             raise ValueError(f"order: found {self.order!r}; allowed: together, generated_first")
-        if not 0 < self.part <= 1:
-            raise ValueError(f"part: found {self.part}; allowed: above 0, at most 1")
+        if not (0 < self.part <= 1 and 0 <= self.begun < 1 and self.part + self.begun < 1 + 1e-9):
+            raise ValueError(
+                f"part: found {self.part} after {self.begun}; allowed: above 0, together at most 1"
+            )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a site says of a training: public sizes and its time, no losses of private text."""
+    """What a site says of a training: public numbers, no losses of private text. Passes: how often
+    a row was seen on the mean, private ones by the public number that steps are planned for."""
 
     model: str
     private_units: int  # n: records, or users where these are the unit
     generated_rows: int
     steps: int  # from public numbers alone
+    private_passes: float
+    generated_passes: float
+    checkpoint: str  # "last", or "accuracy": the best on validation rows
     seconds: float  # of a simulation; 0 at a real site, where time would tell of private texts
     receipt: Receipt | None = None  # present when weights left
 

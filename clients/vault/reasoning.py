@@ -100,7 +100,16 @@ class ReasoningVault:
         )
         self._answering.clear()
         return (
-            Learned(request.model, len(train), 0, steps, told_seconds(self.config, began)),
+            Learned(
+                model=request.model,
+                private_units=len(train),
+                generated_rows=0,
+                steps=steps,
+                private_passes=self.config.slm.batch_size * steps / len(train),
+                generated_passes=0.0,
+                checkpoint="last",
+                seconds=told_seconds(self.config, began),
+            ),
             None,
         )
 

@@ -4,6 +4,7 @@ plain Hugging Face folders."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,37 @@ def examples(records: Sequence[Record]) -> Examples:
     return Examples([record.text for record in records], [record.label for record in records])
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Steps of a training and how often it saw a private and a generated row on the mean, by the
+    public number of private rows; `checkpoint`: how the kept one was chosen."""
+
+    steps: int
+    private_passes: float
+    generated_passes: float
+    checkpoint: str
+
+
 class SLM:
     """All SLMs of one run at one site, by name, in `folder`/<name>.
 
-    `careful`: as a real site's, whose time and whose public models are not to tell of private rows:
-    rows take the longest row's place, and what learns from generated texts alone is not chosen by
-    private ones.
+    `owner`: the site's name, so that each site draws its own head; `sites`: how many sites' rows
+    are trained on (the pooled bound). `careful`: as a real site's, whose time and whose public
+    models are not to tell of private rows: rows take the longest row's place, and what learns from
+    generated texts alone is not chosen by private ones.
     """
 
-    def __init__(self, config: SLMConfig, classes: int, folder: Path, careful: bool) -> None:
+    def __init__(
+        self,
+        config: SLMConfig,
+        classes: int,
+        folder: Path,
+        owner: str,
+        sites: int = 1,
+        careful: bool = True,
+    ) -> None:
         self._config, self._classes, self._folder = config, classes, folder
-        self._careful = careful
+        self._owner, self._sites, self._careful = owner, sites, careful
         self._path = resolve(config.path)
         self._shared: dict[str, Arrays] = {}
 
@@ -55,26 +76,26 @@ class SLM:
 
     def train(
         self, request: Learn, split: Split, arrays: Arrays, private_rows: int, seed: int
-    ) -> int:
+    ) -> Trained:
         """Train from the public start (or `request.start`, or the shared `arrays`) and keep the
-        model; returns the steps taken, planned for the public number `private_rows`. `seed`: of
-        batches and dropout."""
+        model. `seed`: of batches and dropout.
+
+        Steps follow the public number `private_rows` alone, whatever texts come beside them.
+        Weights that are averaged have one start at all sites.
+        """
         sharing = request.share_weights or bool(arrays)
         config = self._config
         if sharing:
             config = config.model_copy(update={"method": config.share, "select": "last"})
-        if request.part < 1:
-            planned = planned_training_steps(
-                config, private_rows if request.private else 0, len(request.data)
-            )
-            steps = max(1, round(request.part * planned))
-            config = config.model_copy(update={"min_steps": steps, "max_steps": steps})
+        if self._careful and not request.private:
+            config = config.model_copy(update={"select": "last"})
         start = self._path if request.start is None else str(self._kept(request.start))
-        model = load_classifier(start, self._classes, derive(request.seed, "head"), self._tokenizer)
-        model = prepare_classifier(model, config, derive(request.seed, "adapter"))
+        public = request.seed if sharing else derive(request.seed, "site", self._owner)
+        model = load_classifier(start, self._classes, derive(public, "head"), self._tokenizer)
+        model = prepare_classifier(model, config, derive(public, "adapter"))
         if arrays:
             set_trainable_arrays(model, arrays)
-        steps = 0
+        trained = Trained(0, 0.0, 0.0, config.select)
         if request.private or len(request.data):
             private = examples(split.train) if request.private else Examples()
             report = train_classifier(
@@ -92,8 +113,11 @@ class SLM:
                 phase=f"train {request.model}",
                 private_rows=private_rows,
                 padded=self._careful,
+                steps=self._steps(request, config, private_rows),
             )
-            steps = report.steps
+            trained = Trained(
+                report.steps, report.private_passes, report.generated_passes, config.select
+            )
         if request.share_weights:
             self._shared[request.model] = trainable_arrays(model)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -106,7 +130,15 @@ class SLM:
         save_model(model, self._tokenizer, self._folder / request.model)
         if public:
             (self._folder / request.model / PUBLIC).touch(mode=0o600)
-        return steps
+        return trained
+
+    def _steps(self, request: Learn, config: SLMConfig, private_rows: int) -> int:
+        """Of a whole training, or of the `part` of it that this request is: parts that add up to 1
+        make the whole."""
+        rows = private_rows if request.private else len(request.data)
+        whole = planned_training_steps(config, rows, self._sites)
+        ends = round((request.begun + request.part) * whole)
+        return max(1, ends - round(request.begun * whole))
 
     def check_start(self, request: Learn) -> None:
         """Raises PolicyError for a start that is not kept here."""

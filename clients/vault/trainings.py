@@ -11,6 +11,7 @@ import time
 from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.releases import write_once
+from fedduet.lm.randomness import derive
 from fedduet.wire.messages import Learn
 
 SECRET, CALLS = "batches.secret", "trainings"  # in the site's folder
@@ -36,9 +37,10 @@ def count_training(config: SiteConfig, request: Learn) -> None:
 
 def batch_seed(config: SiteConfig, request: Learn) -> int:
     """The seed of batches and dropout: from a secret of the site and the message, so that a server
-    cannot choose which rows are in a step; of a repeatable site the server's."""
+    cannot choose which rows are in a step. A repeatable site's comes from the server's seed, its
+    own name, and the part of a training that is asked for."""
     if config.repeatable:
-        return request.seed
+        return derive(request.seed, "site", config.client, str(request.begun))
     secret = write_once(config.folder / SECRET, os.urandom(32))
     drawn = hmac.new(secret, f"{request.run}/{request.message_id}".encode(), hashlib.sha256)
     return int.from_bytes(drawn.digest()[:8], "big") >> 1

@@ -35,7 +35,7 @@ from fedduet.clients.vault.trainings import (
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.models.card import TEST_ACCURACY, add_metric
-from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise
+from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise, derive
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
 from fedduet.wire.codec import Arrays
@@ -148,7 +148,7 @@ class Vault:
             event.noise_multiplier,
             request.per_label,
             self._randomness(request.round),
-            request.seed,
+            derive(request.seed, "site", self.config.client),
             keep=(
                 kept := self.config.folder / "models" / request.run / f"generator-{request.round}"
             ),
@@ -197,15 +197,20 @@ class Vault:
         slm.check_start(request)
         count_training(self.config, request)
         rows, seed = public_rows(self.config, self._units), batch_seed(self.config, request)
-        steps = slm.train(request, split, arrays or {}, rows, seed)
+        trained = slm.train(request, split, arrays or {}, rows, seed)
         kept = self.config.folder / "models" / request.run / request.model
-        write_slm_card(kept, self.config, self.task, self.domain, request, len(split.train), steps)
+        write_slm_card(
+            kept, self.config, self.task, self.domain, request, len(split.train), trained.steps
+        )
         learned = Learned(
-            request.model,
-            self._units if request.private else 0,
-            len(request.data),
-            steps,
-            told_seconds(self.config, began),
+            model=request.model,
+            private_units=self._units if request.private else 0,
+            generated_rows=len(request.data),
+            steps=trained.steps,
+            private_passes=trained.private_passes,
+            generated_passes=trained.generated_passes,
+            checkpoint=trained.checkpoint,
+            seconds=told_seconds(self.config, began),
         )
         if not request.share_weights:
             return learned, None
@@ -489,14 +494,11 @@ class Vault:
         return feedback.embed(texts, self.config.scorer_embedding, self.config.slm, private)
 
     def _slm(self, run: str, folder: Path | None = None) -> SLM:
-        config = self.config.slm
-        if self.config.pooled:  # an upper bound: it may take as many steps as all sites together
-            config = config.model_copy(
-                update={"max_steps": config.max_steps * len(self.task.clients)}
-            )
-        models = (folder or self.config.folder) / "models" / run
-        careful = not self.config.repeatable or self.config.policy.share_metrics == "private"
-        return SLM(config, len(self.task.labels), models, careful)
+        config = self.config
+        sites = len(self.task.clients) if config.pooled else 1
+        kept = (folder or config.folder) / "models" / run
+        careful = not config.repeatable or config.policy.share_metrics == "private"
+        return SLM(config.slm, len(self.task.labels), kept, config.client, sites, careful)
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
         """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open

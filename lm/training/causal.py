@@ -3,7 +3,6 @@ answers in text."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from fedduet.lm.models.batch import Encoded, encode_document, endless_by_length,
 from fedduet.lm.models.load import attach_lora, trainable
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive, numpy_generator
-from fedduet.lm.training.classify import schedule
+from fedduet.lm.training.classify import planned_training_steps, schedule
 from fedduet.lm.training.config import SLMConfig
 from fedduet.lm.training.tune import answer_logprobs
 
@@ -39,7 +38,7 @@ def train_causal(
     padded: bool = False,
 ) -> tuple[Any, int]:
     """`model` (or a LoRA of it) trained on the answers of (prompt, answer) pairs, in eval mode, and
-    the steps taken.
+    the steps taken (`planned_training_steps`; its last checkpoint).
 
     Every step takes the mean over the answers' tokens of `config.batch_size` rows; AdamW, linear
     warm-up and decay. Steps are planned for all pairs, also those that do not fit; `padded` rows
@@ -59,10 +58,7 @@ def train_causal(
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    steps = min(
-        max(math.ceil(config.epochs * len(pairs) / config.batch_size), config.min_steps, 1),
-        config.max_steps,
-    )
+    steps = planned_training_steps(config, len(pairs))
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: schedule(step, steps, config.warmup)
     )

@@ -23,7 +23,7 @@ from fedduet.lm.models.load import attach_lora, eager_attention, trainable
 from fedduet.lm.models.precision import use_bf16
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive, numpy_generator
-from fedduet.lm.training.config import SLMConfig
+from fedduet.lm.training.config import VALIDATES, SLMConfig
 from torch.nn import functional
 
 
@@ -41,16 +41,17 @@ class Examples:
     soft_labels: Sequence[Sequence[float]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifierReport:
-    """What ran. `validation_losses` (step of the last stage, loss) are of private texts and stay at
+    """What ran. Passes: how often a row of the set was seen on the mean. `best_step`: of the kept
+    checkpoint. `validation` (step of the last stage, accuracy) is of private texts and stays at
     the site."""
 
     steps: int
-    private_rows: int
-    generated_rows: int
+    private_passes: float
+    generated_passes: float
     best_step: int
-    validation_losses: tuple[tuple[int, float], ...]
+    validation: tuple[tuple[int, float], ...]
     seconds: float
 
 
@@ -73,18 +74,17 @@ def prepare_classifier(model: Any, config: SLMConfig, seed: int = 0) -> Any:
     return model.requires_grad_(True)
 
 
-def planned_training_steps(config: SLMConfig, private: int, generated: int) -> int:
-    """Steps of a training on sets of these sizes: `epochs` passes over the set that takes longest,
-    within [min_steps, max_steps].
+def planned_training_steps(config: SLMConfig, rows: int, sites: int = 1) -> int:
+    """Steps of a training on so many private rows (or, without any, generated ones): `epochs`
+    passes over them, within [min_steps, max_steps].
 
-    With one set a step takes batch_size rows of it, with two half of each, so the smaller set is
-    repeated more often. [O]
+    Generated texts beside private rows change nothing: every method sees a private row equally
+    often, whatever comes with it. `rows` of several `sites` together (the pooled bound) take as
+    many steps as these sites' own trainings in all, so that a row is seen equally often there too.
+    [O]
     """
-    share = config.batch_size // 2 if private and generated else config.batch_size
-    return min(
-        max(math.ceil(config.epochs * max(private, generated) / share), config.min_steps, 1),
-        config.max_steps,
-    )
+    each = math.ceil(config.epochs * rows / sites / config.batch_size)
+    return sites * min(max(each, config.min_steps, 1), config.max_steps)
 
 
 def train_classifier(
@@ -100,20 +100,23 @@ def train_classifier(
     phase: str = "train",
     private_rows: int | None = None,
     padded: bool = False,
+    steps: int | None = None,
 ) -> ClassifierReport:
     """Trains the trainable parameters of `model` in place and leaves the selected checkpoint in it,
     in eval mode.
 
     "together": L = CE(private) + weight * CE(generated), each term the MEAN over its own set, so
-    that at weight 1 both sets count the same whatever their sizes: every step draws batch_size / 2
-    rows of each and takes the mean of each half. A row's own weight w_i enters as w_i / mean(w), so
+    that at weight 1 both sets count the same whatever their sizes: every step draws batch_size
+    rows of each and takes the mean of each part. A row's own weight w_i enters as w_i / mean(w), so
     the second term is sum(w_i CE_i) / sum(w_i). Soft labels replace the hard one in CE.
     "generated_first": a training on the generated set, then one on the private set, each with its
-    own schedule; `weight` has no part. AdamW, linear warm-up and decay. "best" keeps the trainable
-    weights with the lowest mean CE on `validation` in memory (none given: the last). Two calls with
-    one seed give the same weights on one machine. Where time would tell of private rows, steps are
-    planned for the public number `private_rows` of them, and `padded` rows all take
-    `config.max_tokens`. Raises ValueError for an empty training or unfit rows.
+    own schedule and as many steps; `weight` has no part. `steps`: of a stage, else what
+    `planned_training_steps` says. AdamW, linear warm-up and decay. "accuracy" keeps the trainable
+    weights that were right most often on `validation`, of equals the last. Two calls with one seed
+    give the same weights on one machine. Where time would tell of private rows, steps and passes
+    are those of the public number `private_rows` of them, and `padded` rows all take
+    `config.max_tokens`. Raises ValueError for an empty training, unfit rows, or too few to validate
+    by.
     """
     if order not in ("together", "generated_first"):
         raise ValueError(f"order: found {order!r}; allowed: together, generated_first")
@@ -127,7 +130,14 @@ def train_classifier(
     }
     if weight == 0 and order == "together":
         sets["generated"] = None
-    held = _prepared(tokenizer, validation or Examples(), config, classes, "validation")
+    held = None
+    if config.select == "accuracy":
+        held = _prepared(tokenizer, validation or Examples(), config, classes, "validation")
+        if held is None or len(held.ids) < VALIDATES:
+            raise ValueError(
+                f"slm.select: accuracy needs {VALIDATES} validation rows and there are fewer;"
+                " allowed here: last"
+            )
     width = public_width(tokenizer, config) if padded else 0
     parts = [(sets["private"], 1.0), (sets["generated"], weight if sets["private"] else 1.0)]
     stages = (
@@ -136,50 +146,50 @@ def train_classifier(
     stages = [stage for stage in ([part for part in stage if part[0]] for stage in stages) if stage]
     if not stages:
         raise ValueError("found no private and no generated texts to train on")
-    counts = {id(part): len(part.ids) for part in sets.values() if part}
+    counts = {name: len(part.ids) for name, part in sets.items() if part}
     if sets["private"] and private_rows is not None:
-        counts[id(sets["private"])] = private_rows
-    lengths = [
-        planned_training_steps(config, *[*(counts[id(part)] for part, _ in stage), 0][:2])
-        for stage in stages
-    ]
-    keeper = _Keeper(
-        model, held if config.select == "best" else None, config, tokenizer.pad_token_id, width
-    )
+        counts["private"] = private_rows
+    each = steps or planned_training_steps(config, counts.get("private") or counts["generated"])
+    total = each * len(stages)
+    keeper = _Keeper(model, held, config, tokenizer.pad_token_id, width)
     done = 0
     with torch.random.fork_rng(devices=[]), eager_attention(model):
         torch.manual_seed(derive(seed, "dropout"))
-        for number, (stage, steps) in enumerate(zip(stages, lengths, strict=True)):
+        for number, stage in enumerate(stages):
             last = number == len(stages) - 1
             draws = [
                 endless_by_length(
-                    part.lengths,
-                    config.batch_size // len(stage),
-                    numpy_generator(seed, "batches", number, i),
+                    part.lengths, config.batch_size, numpy_generator(seed, "batches", number, i)
                 )
                 for i, (part, _) in enumerate(stage)
             ]
 
             def on_progress(step: int, before: int = done) -> None:
-                report(phase, before + step, sum(lengths), "steps")
+                report(phase, before + step, total, "steps")
 
             _run_stage(
                 model,
                 tokenizer.pad_token_id,
                 stage,
                 draws,
-                steps,
+                each,
                 config,
                 width,
                 keeper if last else None,
                 on_progress,
             )
-            done += steps
-    best = keeper.restore(lengths[-1]) + done - lengths[-1]
+            done += each
+    best = keeper.restore(each) + total - each
     model.eval()
-    rows = [len(part.ids) if part else 0 for part in (sets["private"], sets["generated"])]
+    seen = config.batch_size * each
+    passes = {name: seen / counts[name] if name in counts else 0.0 for name in sets}
     return ClassifierReport(
-        done, rows[0], rows[1], best, tuple(keeper.losses), time.monotonic() - began
+        steps=total,
+        private_passes=passes["private"],
+        generated_passes=passes["generated"],
+        best_step=best,
+        validation=tuple(keeper.accuracies),
+        seconds=time.monotonic() - began,
     )
 
 
@@ -301,7 +311,7 @@ def _prepared(
 
 
 class _Keeper:
-    """Holds the trainable weights that had the lowest validation loss."""
+    """Holds the trainable weights that had the highest validation accuracy."""
 
     def __init__(
         self, model: Any, held: _Set | None, config: SLMConfig, pad_id: int, width: int = 0
@@ -309,24 +319,25 @@ class _Keeper:
         self._model, self._held, self._config, self._pad_id = model, held, config, pad_id
         self._width = width
         self._best: tuple[float, int, dict[str, torch.Tensor]] | None = None
-        self.losses: list[tuple[int, float]] = []
+        self.accuracies: list[tuple[int, float]] = []
 
     def measure(self, step: int) -> None:
-        if self._held is None:
+        if (held := self._held) is None:
             return
         self._model.eval()
-        total = 0.0
+        right = 0
         with torch.no_grad():
-            for chosen in by_length(self._held.lengths, 32):
-                losses = _losses(
-                    self._model, self._held, chosen, self._pad_id, self._config, self._width
+            for chosen in by_length(held.lengths, 32):
+                rows = [held.ids[i] for i in chosen]
+                logits = _logits(
+                    self._model, rows, self._pad_id, self._config.precision, self._width
                 )
-                total += float(losses.sum())
-        loss = total / len(self._held.ids)
-        self.losses.append((step, loss))
-        if self._best is None or loss < self._best[0]:
+                right += int((logits.argmax(-1) == held.targets[chosen].argmax(-1)).sum())
+        accuracy = right / len(held.ids)
+        self.accuracies.append((step, accuracy))
+        if self._best is None or accuracy >= self._best[0]:
             self._best = (
-                loss,
+                accuracy,
                 step,
                 {name: p.detach().clone() for name, p in trainable(self._model).items()},
             )

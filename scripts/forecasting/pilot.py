@@ -55,7 +55,7 @@ def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> di
     strategy = small["strategy"]
     slm, generator, _ = site_settings(config)
     small["generator"]["steps"] = part(planned_steps(generator, train)[0], 2, 20)
-    steps = part(planned_training_steps(slm, train, 4 * train), 3, 40)
+    steps = part(planned_training_steps(slm, train), 3, 40)
     small["slm"] |= {"min_steps": steps, "max_steps": steps}
     small["task"]["test_rows"] = part(test, 10, 200)
     strategy["rounds"] = 1

@@ -78,14 +78,14 @@ def _fdkt(settings: FDKTConfig, config: Mapping[str, Any], rows: Rows) -> Items:
     yield "augment", sites * rounds, rounds * requests
     for round in range(rounds):
         given = wanted * (round + 1) * (sites if settings.share == "all" else 1)
-        yield from _learn(slm, rows, given, settings.order)
+        yield from _learn(slm, rows, given)
     if settings.wants("local"):
         yield from _learn(slm, rows, 0)
     if settings.wants("dp_only"):
-        yield from _learn(slm, rows, shown * rounds, settings.order)
+        yield from _learn(slm, rows, shown * rounds)
     if settings.wants("zero_shot"):
         yield "augment_plain", sites, requests
-        yield from _learn(slm, rows, wanted, settings.order)
+        yield from _learn(slm, rows, wanted)
     yield from _averaged_and_pooled(settings, slm, rows)
 
 
@@ -115,23 +115,18 @@ def _crosslm(settings: CrossLMConfig, config: Mapping[str, Any], rows: Rows) -> 
             yield "tune_generator", 1, policy["epochs"] * math.ceil(each / policy["batch_size"])
             yield "tune_task", 1, learns["epochs"] * math.ceil(accepted / learns["batch_size"])
             yield "measure_llm", 0, tests
-        yield from _learn(
-            slm, rows, round(accepted / (1 if settings.share == "all" else sites)), settings.order
-        )
+        yield from _learn(slm, rows, round(accepted / (1 if settings.share == "all" else sites)))
     untuned = each * settings.rounds
     if any(settings.wants(name) for name in ("zero_shot", "filtered", "llm_unfiltered")):
         yield "write", sites, requests * settings.rounds
     if settings.wants("zero_shot"):
-        yield from _learn(
-            slm, rows, untuned // (1 if settings.share == "all" else sites), settings.order
-        )
+        yield from _learn(slm, rows, untuned // (1 if settings.share == "all" else sites))
     if settings.wants("filtered"):
         yield "score", sites, sites * untuned
         yield from _learn(
             slm,
             rows,
             round(ACCEPTED * untuned / (1 if settings.share == "all" else sites)),
-            settings.order,
         )
     if tunes and settings.wants("llm_unfiltered"):
         yield "tune_task", 1, learns["epochs"] * math.ceil(untuned / learns["batch_size"])
@@ -150,24 +145,19 @@ def _averaged_and_pooled(settings: Any, slm: SLMConfig, rows: Rows) -> Items:
     if settings.wants("fedavg"):
         for _ in range(settings.fedavg_rounds):
             steps = sum(
-                max(1, settings.fedavg_part * planned_training_steps(slm, n, 0))
+                max(1, planned_training_steps(slm, n) / settings.fedavg_rounds)
                 for n in rows.train.values()
             )
             yield "learn", len(rows.train), steps
         yield "measure", len(rows.test), sum(rows.test.values())
     if settings.wants("pooled"):
-        wide = slm.model_copy(update={"max_steps": slm.max_steps * len(rows.train)})
-        yield "learn", 1, planned_training_steps(wide, sum(rows.train.values()), 0)
+        yield "learn", 1, planned_training_steps(slm, sum(rows.train.values()), len(rows.train))
         yield "measure", len(rows.test), sum(rows.test.values())
 
 
-def _learn(slm: SLMConfig, rows: Rows, generated: int, order: str = "together") -> Items:
-    """One model at every site, measured on its test rows."""
+def _learn(slm: SLMConfig, rows: Rows, generated: int) -> Items:
+    """One model at every site, measured on its test rows. A step with generated texts costs two
+    without."""
     for site, n in rows.train.items():
-        parts = (
-            [(n, 0), (0, generated)]
-            if order == "generated_first" and generated
-            else [(n, generated)]
-        )
-        yield "learn", 1, sum(planned_training_steps(slm, *part) for part in parts)
+        yield "learn", 1, planned_training_steps(slm, n) * (2 if generated else 1)
         yield "measure", 1, rows.test[site]

@@ -169,9 +169,10 @@ def test_a_training_tells_users_and_steps_planned_for_users(by_user, signed, tmp
             told.append(vault.learn(request)[0])
         told.append(len(seen.classifier[-1][0][2].texts))
     assert told[:2] == told[3:5] and (told[2], told[5]) == (41, 71)
-    # half a pass over 11 users of four rows, half of a batch a step
+    # half a pass over 11 users of four rows, eight a step
     assert vault.config.generator.records_per_user == 4 and vault.config.slm.batch_size == 8
-    assert (told[0].private_units, told[0].steps, told[1].steps) == (11, 6, 3)
+    assert (told[0].private_units, told[0].steps, told[1].steps) == (11, 3, 2)
+    assert told[0].private_passes == 3 * 8 / 44 and told[0].generated_passes == 3 * 8 / 4
 
 
 # -- What does not go together ---------------------------------------------------------------------
@@ -226,7 +227,8 @@ def test_a_row_of_nobody_is_named(tmp_path):
         "user_column": "who",
     }
     with pytest.raises(
-        ConfigError, match=r"data\.csv: row 1: column 'who' is empty; needed: whose row it is"
+        ConfigError,
+        match=r"data\.csv: row 1 \(line 2\): column 'who' is empty; needed: whose row it is",
     ):
         check_data(check(TaskConfig, task, "task"), 0)
     with pytest.raises(ConfigError, match="no column 'whom'"):

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fedduet.clients.vault import synthesis
+from fedduet.clients.vault import slm, synthesis
 from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.lm.dp.accounting import Event, compose
 from fedduet.tasks.data.load import load_client
@@ -269,11 +269,36 @@ def weights(vault, name) -> bytes:
     return (vault.config.folder / "models" / "r" / name / "model.safetensors").read_bytes()
 
 
+def test_rounds_of_averaging_add_up_to_one_training_from_one_start(site):
+    """Parts of a training take its steps in all, whatever they round to; a head that is to be
+    averaged is the same at all sites, one that is not is the site's own."""
+    longer = {"epochs": 7.0, "max_steps": 100, "batch_size": 16}
+    vault = site(slm=site().config.slm.model_copy(update=longer))
+    whole = vault.learn(Learn("a", "r", "local"))[0]
+    parts = [vault.learn(Learn(f"p{k}", "r", "part", part=1 / 3, begun=k / 3))[0] for k in range(3)]
+    assert sum(one.steps for one in parts) == whole.steps == 14
+    assert sum(one.private_passes for one in parts) == pytest.approx(whole.private_passes) == 7
+    with pytest.raises(ValueError, match=r"part: found 0.5 after 0.6; allowed"):
+        Learn("x", "r", "m", part=0.5, begun=0.6)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_sites_start_from_heads_of_their_own_unless_these_are_averaged(site, share, monkeypatch):
+    drawn = []
+    load = slm.load_classifier
+    monkeypatch.setattr(slm, "load_classifier", lambda *a: (drawn.append(a[2]), load(*a))[1])
+    policy = {"share_weights": True, "allow_unprotected": True}
+    for client in ("coffee", "tents"):
+        site(client, policy, client=client).learn(Learn("a", "r", "m", share_weights=share))
+    assert (drawn[0] == drawn[1]) == share
+
+
 def test_learning_without_generated_texts_is_local_training(site):
     vault = site(simulated=True)
     learned, arrays = vault.learn(Learn("a", "r", "local"))
     assert isinstance(learned, Learned) and arrays is None and learned.receipt is None
-    assert (learned.private_units, learned.generated_rows) == (32, 0)
+    assert (learned.private_units, learned.generated_rows, learned.checkpoint) == (32, 0, "last")
+    assert learned.private_passes == learned.steps * vault.config.slm.batch_size / 32
     # a finer clock would tell of the lengths of private texts
     assert learned.seconds == round(learned.seconds, 1)
     vault.learn(Learn("b", "r", "fdkt", LabelledTexts()))

@@ -1,6 +1,8 @@
 """The loss is the stated formula, the best checkpoint comes back, soft labels teach, and a saved
 model is a plain one."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -37,14 +39,37 @@ def predicted(model, tokenizer, *texts):
 
 def test_planned_steps():
     config = SLMConfig(path="x", epochs=10, batch_size=16, min_steps=20, max_steps=300)
-    assert planned_training_steps(config, 50, 0) == 32  # ceil(10 * 50 / 16)
-    assert planned_training_steps(config, 0, 50) == 32
-    assert planned_training_steps(config, 50, 200) == 250  # eight of each set a step
-    assert planned_training_steps(config, 200, 50) == 250
-    assert (
-        planned_training_steps(config, 4, 0) == 20
-        and planned_training_steps(config, 900, 900) == 300
+    assert planned_training_steps(config, 50) == 32  # ceil(10 * 50 / 16)
+    assert planned_training_steps(config, 4) == 20 and planned_training_steps(config, 900) == 300
+    # pooled rows of four sites take four times the steps of one: a row is seen equally often
+    assert planned_training_steps(config, 200, 4) == 4 * 32
+    assert planned_training_steps(config, 16, 4) == 4 * 20
+    assert planned_training_steps(config, 3600, 4) == 4 * 300
+
+
+@pytest.mark.parametrize("order", ["together", "generated_first"])
+@pytest.mark.parametrize("generated", [0, 3, 100])
+def test_a_private_row_is_seen_equally_often_whatever_comes_with_it(
+    bert, tokenizer, monkeypatch, order, generated
+):
+    """Rows are counted where the model reads them, not where they are planned."""
+    seen, losses = Counter(), classify._losses
+
+    def counting(model, rows, chosen, *rest):
+        if len(rows.ids) == 12:
+            seen.update(chosen)
+        return losses(model, rows, chosen, *rest)
+
+    monkeypatch.setattr(classify, "_losses", counting)
+    texts = set_of(*[(BAD, 0)] * generated)
+    config = SLMConfig(**FAST, epochs=8)
+    report = train_classifier(
+        bert(), tokenizer, set_of(*[(GOOD, 1)] * 12), texts, config, order=order
     )
+    assert sum(seen.values()) == 12 * 8 and min(seen.values()) >= 7 and max(seen.values()) <= 9
+    assert report.private_passes == 8
+    assert report.generated_passes == (pytest.approx(96 / generated) if generated else 0)
+    assert report.steps == (24 if generated and order == "generated_first" else 12)
 
 
 def first_gradient(model, tokenizer, private, generated, monkeypatch, **named):
@@ -61,7 +86,7 @@ def first_gradient(model, tokenizer, private, generated, monkeypatch, **named):
         tokenizer,
         private,
         generated,
-        SLMConfig(**FAST, epochs=1, max_steps=1, select="last"),
+        SLMConfig(**FAST, epochs=1, max_steps=1),
         **named,
     )
     return seen[0]
@@ -147,7 +172,7 @@ def test_private_and_generated_sets_both_teach(folders, tokenizer, method):
     model = prepare_classifier(load_classifier(folders["bert"], 3, 0, tokenizer), config)
     private, generated = set_of(*[(GOOD, 1), (BAD, 0)] * 6), set_of(*[("one two three", 2)] * 8)
     report = train_classifier(model, tokenizer, private, generated, config)
-    assert (report.private_rows, report.generated_rows, report.steps) == (12, 8, 60)
+    assert (report.private_passes, report.generated_passes, report.steps) == (20, 30, 30)
     assert predicted(model, tokenizer, GOOD, BAD, "one two three").argmax(axis=1).tolist() == [
         1,
         0,
@@ -155,35 +180,33 @@ def test_private_and_generated_sets_both_teach(folders, tokenizer, method):
     ]
 
 
-def test_best_keeps_the_lowest_validation_loss_and_last_does_not(bert, tokenizer):
-    """Training on wrong labels: validation gets worse and worse, so the first evaluation is the
-    best."""
-    wrong, right = set_of(*[(GOOD, 0), (BAD, 1)] * 8), set_of((GOOD, 1), (BAD, 0))
-    config = SLMConfig(**FAST, epochs=20, evaluations=5)
+def test_accuracy_keeps_the_checkpoint_that_is_right_most_often(bert, tokenizer):
+    """Training on wrong labels: validation gets worse and worse, so a checkpoint before the last is
+    the best one."""
+    wrong = set_of(*[(GOOD, 0), (BAD, 1)] * 8)
+    validation = set_of(*[(GOOD, 1), (BAD, 0)] * (classify.VALIDATES // 2))
+    config = SLMConfig(**FAST, epochs=20, evaluations=40, select="accuracy")
     best, last = bert(), bert()
-    report = train_classifier(best, tokenizer, wrong, NOTHING, config, validation=right)
-    losses = dict(report.validation_losses)
-    assert (
-        len(losses) == 5
-        and report.best_step == min(losses, key=losses.get) == 8
-        and report.steps == 40
-    )
+    report = train_classifier(best, tokenizer, wrong, NOTHING, config, validation=validation)
+    found = dict(report.validation)
+    assert sorted(found) == list(range(1, 41)) and report.steps == 40 and found[40] == 0
+    highest = max(found.values())
+    assert highest > 0 and report.best_step == max(s for s in found if found[s] == highest)
 
-    def loss(model):
-        probabilities = predicted(model, tokenizer, GOOD, BAD)
-        return -np.log(probabilities[[0, 1], [1, 0]]).mean()
+    def accuracy(model):
+        return (predicted(model, tokenizer, GOOD, BAD).argmax(axis=1) == [1, 0]).mean()
 
-    assert loss(best) == pytest.approx(losses[8], rel=1e-4)
-    report = train_classifier(
-        last,
-        tokenizer,
-        wrong,
-        NOTHING,
-        config.model_copy(update={"select": "last"}),
-        validation=right,
-    )
-    assert report.best_step == 40 and report.validation_losses == ()
-    assert loss(last) == pytest.approx(losses[40], rel=1e-4) and loss(last) > 3 * loss(best)
+    assert accuracy(best) == highest
+    config = config.model_copy(update={"select": "last"})
+    report = train_classifier(last, tokenizer, wrong, NOTHING, config, validation=validation)
+    assert (report.best_step, report.validation, accuracy(last)) == (40, (), 0)
+
+
+def test_few_validation_rows_choose_no_checkpoint(bert, tokenizer):
+    few = set_of(*[(GOOD, 1)] * (classify.VALIDATES - 1))
+    config = SLMConfig(**FAST, epochs=4, select="accuracy")
+    with pytest.raises(ValueError, match="accuracy needs 100 validation rows and there are fewer"):
+        train_classifier(bert(), tokenizer, few, NOTHING, config, validation=few)
 
 
 def test_generated_first_ends_on_the_private_set(bert, tokenizer):
@@ -194,7 +217,7 @@ def test_generated_first_ends_on_the_private_set(bert, tokenizer):
     config = SLMConfig(**(FAST | {"learning_rate": 1e-2}), epochs=16)
     model = bert()
     report = train_classifier(model, tokenizer, private, generated, config, order="generated_first")
-    assert report.steps == 24 + 48  # batches are not shared between the stages
+    assert report.steps == 24 + 24  # each stage as long as the private rows say
     assert predicted(model, tokenizer, GOOD, BAD).argmax(axis=1).tolist() == [1, 0]
     model = bert()
     train_classifier(model, tokenizer, generated, private, config, order="generated_first")

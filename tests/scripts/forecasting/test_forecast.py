@@ -24,10 +24,9 @@ def test_counts_of_the_default_run():
     # 4 sites, 2 labels, 100 texts, asked twice as often
     assert (found["augment"].units, found["augment_plain"].units) == (1600, 1600)
     assert found["curate"].units == 256 and found["measure"].units == 6 * 1600
-    # steps by site: local 12*40/16 = 30; the other sets are halves of 8 rows: dp_only 12*64/8 = 96;
-    # fdkt and zero_shot at most 200
-    # FedAvg 3 * 30; pooled 12*160/16 = 120, once
-    assert found["learn"].units == 4 * (30 + 96 + 200 + 200 + 3 * 30) + 120
+    # 200 steps a site, whatever comes beside its 40 rows, and a step with texts costs two: dp_only,
+    # fdkt, zero_shot; FedAvg's rounds are one training in all; pooled as many as four sites
+    assert found["learn"].units == pytest.approx(4 * (200 + 3 * 400 + 200) + 4 * 200)
     two = work(conf.compose(["strategy.rounds=2", "strategy.baselines.zero_shot=false"]), WORLD)
     assert two["augment"].units == 3200 and two["augment"].calls == 8 and "augment_plain" not in two
 
