@@ -19,10 +19,33 @@ from fedduet.tasks.data.questions import AnyTask
 ScorerEmbedding = Literal["auto", "slm", "words"]
 
 
-class GeneratorConfig(DPConfig):
-    """The DP generator: its public start, how it is trained (see DPConfig) and sampled (METHODS,
-    FDKT step 2)."""
+class PredictionConfig(Section):
+    """How texts are written by private prediction (`fedduet.lm.dp.private_prediction`). Defaults
+    are ours [O]."""
 
+    rule: Literal["clipped", "argmax"] = "clipped"
+    # B; null: n / (labels x batches), n the public number of units
+    contexts: int | None = pydantic.Field(None, ge=1)
+    batches: int = pydantic.Field(1, ge=1)
+    tokens: int = pydantic.Field(32, ge=1)  # of a text; what is paid for
+    temperature: float = pydantic.Field(1.0, gt=0)
+    top_k: int = pydantic.Field(500, ge=1)
+    examples: int = pydantic.Field(3, ge=0)  # that the public LM writes for its own prompt
+    # begins every prompt; {noun}, {domain} and {label} are filled
+    heading: str = "Examples of {noun}s ({domain}, {label}):"
+    prompt_tokens: int = pydantic.Field(160, ge=8)  # longer lists are cut at their end
+    rows: int = pydantic.Field(64, ge=1)  # contexts read side by side; does not change the result
+
+
+class GeneratorConfig(DPConfig):
+    """What writes demonstrations: a public LM that is trained (see DPConfig) and sampled (METHODS,
+    FDKT step 2), or that reads private contexts (see PredictionConfig)."""
+
+    method: Literal["dpsgd", "private_prediction", "auto"] = "dpsgd"
+    # auto: private prediction for a site whose declared, public size is at most this
+    auto_threshold: int = pydantic.Field(200, ge=1)
+    declared_size: int | None = pydantic.Field(None, ge=1)
+    prediction: PredictionConfig = PredictionConfig()
     path: str = pydantic.Field(min_length=1)
     temperature: float = pydantic.Field(1.0, gt=0)
     top_k: int = pydantic.Field(50, ge=0)
@@ -33,6 +56,14 @@ class GeneratorConfig(DPConfig):
     attempts: int = pydantic.Field(4, ge=1)
     sample_batch: int = pydantic.Field(64, ge=1)
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+
+    @property
+    def predicts(self) -> bool:
+        """Whether texts come by private prediction: a matter of public numbers alone. How many
+        records a site really has decides nothing."""
+        if self.method == "auto":
+            return self.declared_size is not None and self.declared_size <= self.auto_threshold
+        return self.method == "private_prediction"
 
 
 class PrivacyConfig(Section):

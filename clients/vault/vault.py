@@ -6,6 +6,7 @@ disk and the policy has agreed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,12 @@ from fedduet.clients.vault.cards import write_generator_card, write_slm_card
 from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.counting import check_noise, noisy_count, right_by_unit
 from fedduet.clients.vault.measured import detail
+from fedduet.clients.vault.prediction import (
+    MECHANISM,
+    predict_demonstrations,
+    predicting,
+    site_secret,
+)
 from fedduet.clients.vault.refusing import refusing
 from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.policy import PolicyError
@@ -34,6 +41,7 @@ from fedduet.clients.vault.trainings import (
 )
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
+from fedduet.lm.dp.private_prediction import cost
 from fedduet.lm.models.card import TEST_ACCURACY, add_metric
 from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise, derive
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
@@ -115,6 +123,8 @@ class Vault:
         rules.check_synthesize(self.config.policy, request, self._units, len(self.task.labels))
         delta = rules.delta_for(self.config.policy, self._units, request.delta)
         ledger = self._ledger(delta)
+        if self.config.generator.predicts:
+            return self._predict(request, ledger)
         steps, rate = planned_steps(self.config.generator, self._units)
 
         def plan() -> Event:
@@ -175,6 +185,62 @@ class Vault:
             ledger_head=charge.head,
         )
         write_generator_card(kept, self.config, self.domain, receipt)
+        return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
+
+    def _predict(self, request: Synthesize, ledger: Ledger) -> Synthesized:
+        """The same texts by private prediction: rho is planned over all rounds, and nothing is
+        trained."""
+        config, left = self.config.generator, request.rounds - request.round
+
+        def plan() -> Event:
+            rho = ledger.plan_rho(request.epsilon, request.run, left)
+            return Event.none() if math.isinf(rho) else Event.zcdp(rho)
+
+        event = _paid_or_planned(ledger, request.message_id, request.run, MECHANISM, plan)
+        if event.kind == "none" and not self.config.policy.allow_unprotected:
+            raise PolicyError(
+                "this message was charged when the site allowed unprotected releases; it does not"
+                " any more"
+            )
+        labels = len(self.task.labels)
+        rho = event.rho if event.kind == "zcdp" else math.inf
+        asked = predicting(config, rho, self._units, labels, request.per_label)
+        charge = ledger.charge(
+            request.message_id,
+            request.run,
+            MECHANISM,
+            event,
+            request.per_label * labels,
+            epsilon_run=request.epsilon,
+            rounds=left,
+        )
+        rule = asked.made_rule()
+        if event.kind == "zcdp" and cost(rule, asked.tokens, asked.texts) > rho * (1 + 1e-9):
+            raise LedgerError(f"{rule} costs more than {event.to_dict()}; nothing was released")
+        data, dropped = predict_demonstrations(
+            self._records.train,
+            self.config.policy.unit,
+            self.task,
+            self.domain,
+            config,
+            asked,
+            self._randomness("prediction", request.round),
+            request.seed,
+            site_secret(self.config),
+        )
+        receipt = Receipt(
+            self._mechanism(MECHANISM, event),
+            charge.epsilon,
+            ledger.delta,
+            charge.epsilon_total,
+            len(data),
+            steps=asked.tokens * asked.texts,
+            clip=getattr(rule, "clip", 1.0),
+            records=self._units,
+            unit=self.config.policy.unit,
+            epsilon_fixed=charge.epsilon_fixed,
+            ledger_head=charge.head,
+        )
         return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
 
     @refusing

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from fedduet.lm.dp import zcdp
 from fedduet.lm.dp.accounting import (
     CELLS,
     LARGEST_NOISE,
@@ -107,6 +108,27 @@ def noise_multiplier_on_top(
             " budget"
         )
     return sigma
+
+
+def rho_on_top(epsilon: float, delta: float, rounds: int = 1, spent: Sequence[Event] = ()) -> float:
+    """The largest rho with which a plan of `rounds` zCDP releases, on top of the plans `spent`,
+    stays within `epsilon` at `delta`; rounded down to five digits, on top of others by up to one
+    percent. Raises BudgetError when none does."""
+    rho = zcdp.rho_for(epsilon, delta)
+    if spent:
+        already, low, high = compose_adaptively(spent, delta), 0.0, rho
+        while already < epsilon and high > 1e-9 and high - low > 0.01 * high:
+            middle = (low + high) / 2 if low else high / 4
+            fits = compose_adaptively([*spent, Event.zcdp(middle)], delta) <= epsilon
+            low, high = (middle, high) if fits else (low, middle)
+        if not low:
+            raise BudgetError(
+                f"budget {epsilon:g} at delta {delta:g}: {already:.4g} is spent already, so no rho"
+                " makes room for another release"
+            )
+        rho = low
+    unit = 10.0 ** (math.floor(math.log10(rho / rounds)) - 4)
+    return float(f"{math.floor(rho / rounds / unit) * unit:.10g}")
 
 
 # --- Plans as Gaussians ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ class DPConfig(Section):
     """How a generator is trained. Clip 1.0 and the constant learning rate follow Yue et al. (ACL
     2023); other defaults are ours [O]."""
 
-    method: Literal["lora", "full"] = "lora"
+    tuning: Literal["lora", "full"] = "lora"
     rank: int = pydantic.Field(default=8, ge=1)  # LoRA
     alpha: float = pydantic.Field(default=16.0, gt=0)  # LoRA; the update is scaled by alpha / rank
     targets: str | tuple[str, ...] = "all-linear"  # LoRA: "all-linear" or module names

@@ -42,9 +42,9 @@ def planned_steps(config: DPConfig, n: int) -> tuple[int, float]:
 
 
 def prepare_generator(model: Any, config: DPConfig, seed: int = 0) -> Any:
-    """`model` with what `config.method` trains made trainable: new LoRA adapters (from the public
+    """`model` with what `config.tuning` trains made trainable: new LoRA adapters (from the public
     `seed`), or every weight."""
-    if config.method == "lora":
+    if config.tuning == "lora":
         targets = config.targets if isinstance(config.targets, str) else list(config.targets)
         return attach_lora(model, config.rank, config.alpha, targets=targets, seed=seed)
     return model.requires_grad_(True)

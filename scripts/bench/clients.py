@@ -31,7 +31,7 @@ SETTINGS = [
         "generator.steps=1",
         "generator.logical_batch=8",
     ),
-    *("generator.method=lora", "generator.max_tokens=32", "slm.max_steps=1", "slm.method=lora"),
+    *("generator.tuning=lora", "generator.max_tokens=32", "slm.max_steps=1", "slm.method=lora"),
     "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
 ]
 CODE = """

@@ -45,7 +45,7 @@ def way(
     bf16 = use_bf16(precision, device().type)
     # ghost refuses tied weights
     model = prepare_generator(
-        random_llama(shape, tied=name != "Opacus ghost"), DPConfig(method=method)
+        random_llama(shape, tied=name != "Opacus ghost"), DPConfig(tuning=method)
     )
     parameters, rows = trainable(model), batch(model.config.vocab_size)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0, fused=True)

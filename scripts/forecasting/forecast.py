@@ -285,7 +285,8 @@ def show(on_progress: Forecast, config: Mapping[str, Any], console: Console | No
                 f"{value:.4f}" if math.isfinite(value) else "no guarantee"
                 for value in (one.epsilon, one.total)
             ]
-            budget.add_row(site, *said, f"{one.delta:.1e}", f"{one.noise_multiplier:.4f}")
+            noise = f"{one.noise_multiplier:.4f}" if one.noise_multiplier else "-"
+            budget.add_row(site, *said, f"{one.delta:.1e}", noise)
         console.print(budget)
     if on_progress.seconds_by_kind:
         slow = sorted(on_progress.seconds_by_kind.items(), key=lambda item: -item[1])

@@ -108,6 +108,9 @@ def _plan(
             seed=site.seed,
         )
         rules.check_synthesize(site.policy, request, units, labels)
+        if site.generator.predicts:
+            rho = ledger.plan_rho(privacy.epsilon, RUN, settings.rounds)
+            return Event.none() if math.isinf(rho) else Event.zcdp(rho), settings.rounds
         steps, rate = planned_steps(site.generator, units)
         sigma = ledger.plan(privacy.epsilon, RUN, rate, steps, settings.rounds)
         event = Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()

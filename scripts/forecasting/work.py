@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedduet.clients.vault.config import site_settings
+from fedduet.clients.vault.prediction import predicting
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.training.classify import planned_training_steps
 from fedduet.lm.training.config import SLMConfig
@@ -72,8 +73,17 @@ def _fdkt(settings: FDKTConfig, config: Mapping[str, Any], rows: Rows) -> Items:
     requests = (
         sites * labels * math.ceil(settings.augment["per_label"] * settings.augment["oversample"])
     )
-    steps = sum(planned_steps(generator, n)[0] for n in rows.units.values())
-    yield "synthesize", sites * rounds, rounds * (steps + _as_steps(sites * shown))
+    if generator.predicts:
+        # each text is written as many times as there are contexts
+        asked = [
+            predicting(generator, 1.0, n, labels, settings.demonstrations_per_label)
+            for n in rows.units.values()
+        ]
+        read = sum(labels * one.batches * one.texts * (1 + one.room) for one in asked)
+        yield "synthesize", sites * rounds, rounds * _as_steps(read)
+    else:
+        steps = sum(planned_steps(generator, n)[0] for n in rows.units.values())
+        yield "synthesize", sites * rounds, rounds * (steps + _as_steps(sites * shown))
     yield "curate", rounds, rounds * sites * shown
     yield "augment", sites * rounds, rounds * requests
     for round in range(rounds):

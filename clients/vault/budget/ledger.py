@@ -25,7 +25,7 @@ from fedduet.clients.vault.budget.entry import (
 )
 from fedduet.clients.vault.budget.journal import Journal, LedgerError, OpenJournal
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
-from fedduet.lm.dp.adaptive import compose_adaptively, noise_multiplier_on_top
+from fedduet.lm.dp.adaptive import compose_adaptively, noise_multiplier_on_top, rho_on_top
 
 __all__ = ["BudgetError", "Charge", "Entry", "Ledger", "LedgerError", "SummaryRow"]
 
@@ -213,6 +213,34 @@ class Ledger:
             f" would bring the total to {total:.4g}; allowed: a run of epsilon {room:.2g} or less,"
             " or a larger epsilon_total at this site"
         )
+
+    def plan_rho(
+        self, epsilon_run: float, run: str, rounds_left: int = 1, delta: float | None = None
+    ) -> float:
+        """The largest rho with which a plan of `rounds_left` zCDP releases keeps what `plan` keeps;
+        infinite for an infinite `epsilon_run`, and the same errors."""
+        entries = self.entries()
+        everything, of_run = self._countable(entries, None), self._countable(entries, run)
+        if math.isinf(epsilon_run):
+            if not self.allow_unprotected:
+                raise BudgetError(
+                    f"run {run} asks for an infinite epsilon; {self._protection_demand()}"
+                )
+            return math.inf
+        try:
+            rho = rho_on_top(epsilon_run, self._at(delta), rounds_left, of_run)
+        except BudgetError as error:
+            raise BudgetError(f"run {run}: {error}") from None
+        plan = Event.zcdp(rho).times(rounds_left)
+        total = compose_adaptively([*everything, plan], self.delta)
+        if total > self.budget_epsilon:
+            raise BudgetError(
+                f"budget {self.budget_epsilon:g} at delta {self.delta:g};"
+                f" {self._spenders(entries, run)}; run {run} asks for epsilon {epsilon_run:g},"
+                f" which would bring the total to {total:.4g}; allowed: a run of a smaller epsilon,"
+                " or a larger epsilon_total at this site"
+            )
+        return rho
 
     def charge(
         self,
@@ -449,6 +477,10 @@ def _would_fit(plan: Event | None, spent: Sequence[Event], budget: float, delta:
     if plan is None:
         return "which less than was paid for would not be"
     try:
+        if plan.kind == "zcdp":
+            return (
+                f"which rho {rho_on_top(budget, delta, 1, spent):g} instead of {plan.rho:g} keeps"
+            )
         sigma = noise_multiplier_on_top(
             budget, delta, plan.sample_rate, plan.steps * plan.count, spent=spent
         )

@@ -11,7 +11,7 @@ from fedduet.lm.randomness import SeededNoise
 from fedduet.tasks.data.load import load_client
 from fedduet.wire.messages import Synthesize, Synthesized
 
-LEARNING = {"method": "full", "epochs": 15.0, "learning_rate": 1e-2, "attempts": 1}
+LEARNING = {"tuning": "full", "epochs": 15.0, "learning_rate": 1e-2, "attempts": 1}
 
 
 def mean_loss(model, tokenizer, controls, texts):

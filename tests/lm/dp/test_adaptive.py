@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from fedduet.lm.dp import zcdp
 from fedduet.lm.dp.accounting import (
     BudgetError,
     Event,
@@ -19,6 +20,7 @@ from fedduet.lm.dp.adaptive import (
     compose_adaptively,
     gaussian_delta,
     noise_multiplier_on_top,
+    rho_on_top,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -80,6 +82,16 @@ def test_a_plan_on_top_is_kept_and_tight(spent, room, rounds, rate):
     sigma = noise_multiplier_on_top(epsilon, DELTA, rate, 50, rounds, [spent])
     assert compose_adaptively([spent, sgd(sigma, rate, 50 * rounds)], DELTA) <= epsilon * (1 + 1e-6)
     assert compose_adaptively([spent, sgd(sigma * 0.99, rate, 50 * rounds)], DELTA) > epsilon
+
+
+def test_rho_of_a_plan_on_top_is_kept_and_tight():
+    assert rho_on_top(8.0, DELTA, 3) == pytest.approx(zcdp.rho_for(8.0, DELTA) / 3, rel=1e-4)
+    spent = [Event.gaussian(1.5)]
+    rho = rho_on_top(8.0, DELTA, 2, spent)
+    assert compose_adaptively([*spent, Event.zcdp(2 * rho)], DELTA) <= 8.0
+    assert compose_adaptively([*spent, Event.zcdp(2.03 * rho)], DELTA) > 8.0
+    with pytest.raises(BudgetError, match="so no rho makes room"):
+        rho_on_top(2.0, DELTA, 1, spent)
 
 
 @pytest.mark.parametrize("plan", [sgd(0.7, 0.1, 40), sgd(1.2, 0.5, 3), Event.zcdp(0.3)])

@@ -127,7 +127,7 @@ def test_the_sum_is_divided_by_the_expected_batch_size(tokenizer, llama, monkeyp
     """Two rows drawn where eight are expected: their clipped sum over 8, not over 2; and the user's
     clip bounds it."""
     for clip in (0.05, 0.5):
-        config = DPConfig(steps=1, method="full", clip=clip, **FAST)
+        config = DPConfig(steps=1, tuning="full", clip=clip, **FAST)
         seen = gradients_of_one_step(
             llama().requires_grad_(True), tokenizer, config, 0.0, Coins(0, [[0]]), monkeypatch
         )
@@ -161,7 +161,7 @@ def test_it_learns_without_noise_and_not_under_huge_noise(tokenizer, llama):
 
 
 def test_a_trained_generator_follows_its_control_code_and_stops(tokenizer, llama):
-    config = DPConfig(steps=50, method="full", learning_rate=1e-2, **FAST)
+    config = DPConfig(steps=50, tuning="full", learning_rate=1e-2, **FAST)
     model = llama().requires_grad_(True)
     train_generator(model, tokenizer, CONTROLS, TEXTS, config, 0.0, SeededNoise(0))
     samples = sample_texts(

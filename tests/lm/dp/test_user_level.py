@@ -122,7 +122,7 @@ def test_users_are_drawn_and_one_moves_the_mean_by_the_clip_over_the_expected_nu
 ):
     """All eight users are drawn, then all but one: the mean that the optimizer sees moves by at
     most C / (q n), n users."""
-    config = DPConfig(steps=1, method="full", clip=0.05, **(FAST | {"logical_batch": 4}))
+    config = DPConfig(steps=1, tuning="full", clip=0.05, **(FAST | {"logical_batch": 4}))
 
     def step(drawn):
         coins = Coins(0, [drawn])

@@ -87,6 +87,31 @@ def test_a_forecast_is_what_the_run_then_has(overrides, tmp_path, monkeypatch, c
     )
 
 
+def test_a_run_by_private_prediction_is_forecast_and_says_what_ran(overrides):
+    asked = [
+        *overrides,
+        OFF,
+        "strategy.augment.max_rounds=1",
+        "generator.method=private_prediction",
+        "generator.minimum_tokens=1",
+        "generator.prediction={tokens: 4, examples: 1, prompt_tokens: 32}",
+    ]
+    found = forecast(conf.compose(asked), calibrate=False)
+    summary = launch(conf.compose(asked))
+    assert {site: spend.epsilon for site, spend in found.sites.items()} == summary["epsilon"]
+    assert {one["mechanism"] for one in _plain(summary)["receipts"].values()} == {
+        "private-prediction"
+    }
+
+
+def test_contexts_are_counted_ahead():
+    asked = ["generator.method=private_prediction", "strategy.demonstrations_per_label=16"]
+    found = work(conf.compose(asked), WORLD)
+    # 40 records, 2 labels: 20 contexts are expected and 20 + 2 sqrt(20) have room, with the public
+    # one 30 rows for each of 16 texts
+    assert found["synthesize"].units == 4 * 2 * 16 * 30 / 8
+
+
 def _plain(summary):
     return json.loads(json.dumps(summary, default=vars))
 
