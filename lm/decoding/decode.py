@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from fedduet.lm.decoding.draw import draw, uniforms
+from fedduet.lm.decoding.guidance import guided
 from fedduet.lm.decoding.stepper import Continuous, Stepper
 from fedduet.lm.models.batch import pad
 
@@ -29,7 +30,8 @@ class Ask:
     the row's own random stream.
 
     `stopped` is asked after every new token with all new tokens of the row so far; True ends the
-    row there.
+    row there. `contrast`: a second prompt, from which `guidance` pushes the row away
+    (`fedduet.lm.decoding.guidance`).
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +41,18 @@ class Ask:
     top_p: float = 1.0
     seed: int = 0
     stopped: Callable[[list[int]], bool] | None = None
+    contrast: tuple[int, ...] = ()
+    guidance: float = 0.0
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], ...]:
+        """The rows that it takes: the prompt, and the contrast where there is one."""
+        return (self.prompt, self.contrast) if self.contrast else (self.prompt,)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row at most."""
+        return max(map(len, self.prompts)) + self.max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -163,34 +177,33 @@ def _groups(
     kinds: dict[tuple, list[int]] = {}
     for number, ask in enumerate(asks):
         if ask.max_new_tokens > 0:
-            kinds.setdefault((ask.temperature == 0, ask.top_k, ask.top_p >= 1), []).append(number)
+            pushed = ask.guidance if ask.contrast else None
+            kind = (ask.temperature == 0, ask.top_k, ask.top_p >= 1, pushed)
+            kinds.setdefault(kind, []).append(number)
     flights = []
     for numbers in kinds.values():
-        numbers.sort(key=lambda number: -_length(asks[number]))
+        numbers.sort(key=lambda number: -asks[number].length)
+        each = len(asks[numbers[0]].prompts)
         while numbers:
-            longest = _length(asks[numbers[0]])
+            longest = asks[numbers[0]].length
             size = min(
                 batch_size or len(numbers),
-                max(1, batch_tokens // longest) if batch_tokens else len(numbers),
+                max(1, batch_tokens // (each * longest)) if batch_tokens else len(numbers),
                 len(numbers),
             )
-            alike = [number for number in numbers if 2 * _length(asks[number]) > longest]
+            alike = [number for number in numbers if 2 * asks[number].length > longest]
             rows = alike if batch_tokens and size < len(numbers) else numbers
             numbers = numbers[len(rows) :]
             order = sorted(
                 rows,
                 key=lambda number: (
-                    -len(asks[number].prompt),
+                    -max(map(len, asks[number].prompts)),
                     -asks[number].max_new_tokens,
-                    asks[number].prompt,
+                    asks[number].prompts,
                 ),
             )
             flights.append((order, min(size, len(order))))
     return flights
-
-
-def _length(ask: Ask) -> int:
-    return len(ask.prompt) + ask.max_new_tokens
 
 
 def _decode_group(
@@ -207,6 +220,8 @@ def _decode_group(
         deque(numbers),
         _Batch(asks, max(asks[number].max_new_tokens for number in numbers)),
     )
+    if asks[numbers[0]].contrast:
+        run = guided(run, asks[numbers[0]].guidance)
     continuous = run if isinstance(run, Continuous) else None
     greedy, top_k = asks[numbers[0]].temperature == 0, asks[numbers[0]].top_k
     logits = torch.empty(0)
@@ -215,13 +230,13 @@ def _decode_group(
         if waiting and (not batch.slots or (continuous and free >= max(1, size // 8))):
             begins = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             distinct = {
-                prompt: place
-                for place, prompt in enumerate(
-                    dict.fromkeys(asks[number].prompt for number in begins)
+                prompts: place
+                for place, prompts in enumerate(
+                    dict.fromkeys(asks[number].prompts for number in begins)
                 )
             }
-            ids, mask = pad(list(distinct), 0, left=True)
-            rows = torch.tensor([distinct[asks[number].prompt] for number in begins])
+            ids, mask = pad([row for prompts in distinct for row in prompts], 0, left=True)
+            rows = torch.tensor([distinct[asks[number].prompts] for number in begins])
             if not batch.slots:
                 logits = run.prefill(
                     ids, mask, batch.most + (SLACK if waiting and continuous else 0)

@@ -29,6 +29,9 @@ class Request:
     `seed` fixes this request's own random stream, so that its answer does not depend on what it is
     batched with. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1.0 are off. Generation ends at
     EOS, at `max_new_tokens`, or before the first of `stop`, which is not part of the text.
+    `contrast`: a second prompt (another label's, say) from which `guidance` >= 0 pushes the text
+    away: logits z + guidance * (z - z_contrast), see `fedduet.lm.decoding.guidance`; engines that
+    cannot answer such a request with an error (`NO_CONTRAST`).
     """
 
     prompt: str | tuple[ChatTurn, ...]
@@ -38,6 +41,14 @@ class Request:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    contrast: str | tuple[ChatTurn, ...] | None = None
+    guidance: float = 0.0
+
+
+NO_CONTRAST = (
+    "contrast: a second prompt was given, but this engine cannot run two prompts for one text; use"
+    " llm.engine=transformers or leave contrast out"
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
-from fedduet.server.llm.base import Completion, Progress, Request
+from fedduet.server.llm.base import NO_CONTRAST, Completion, Progress, Request
 from fedduet.server.llm.response_cache import ResponseCache
 
 LONGEST_BACKOFF = 30.0  # seconds [O]
@@ -170,6 +170,8 @@ class OpenAILLM:
 
     def _unfit(self, request: Request) -> str:
         """Why `request` need not be sent, or ""."""
+        if request.contrast is not None:
+            return NO_CONTRAST
         if self.form == "completion" and not isinstance(request.prompt, str):
             return (
                 "the prompt is a chat, but this endpoint is used in completion form (strings) only"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 from fedduet.conf.check import ConfigError
-from fedduet.server.llm.base import Completion, Progress, Request
+from fedduet.server.llm.base import NO_CONTRAST, Completion, Progress, Request
 
 Answers = Callable[[Request], str] | Sequence[str] | Mapping[str, str | Sequence[str]]
 
@@ -55,6 +55,8 @@ class ScriptedLLM:
             else "\n".join(turn.content for turn in request.prompt)
         )
         length = self.count_tokens(prompt)
+        if request.contrast is not None:
+            return Completion("", length, 0, "error", NO_CONTRAST)
         if length + request.max_new_tokens > self.context:
             wanted = (
                 f"the prompt has {length} tokens and max_new_tokens is {request.max_new_tokens}"

@@ -92,11 +92,12 @@ class TransformersLLM:
 
         asks: dict[int, Ask] = {}
         for index, request in enumerate(requests):
-            prompt = self._prompt(request)
-            if problem := self._problem(request, prompt):
+            prompt = self._prompt(request.prompt)
+            contrast = [] if request.contrast is None else self._prompt(request.contrast)
+            if problem := self._problem(request, prompt, contrast):
                 finish(index, Completion("", len(prompt), 0, "error", problem))
             else:
-                asks[index] = self._ask(request, tuple(prompt))
+                asks[index] = self._ask(request, tuple(prompt), tuple(contrast))
         if asks:
             order = list(asks)
             decode(
@@ -111,27 +112,29 @@ class TransformersLLM:
             )
         return answers  # type: ignore[return-value]
 
-    def _prompt(self, request: Request) -> list[int]:
+    def _prompt(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens; none for a chat that this model does not take."""
         if self.form == "chat":  # a string is one user turn
             turns = (
-                [("user", request.prompt)]
-                if isinstance(request.prompt, str)
-                else [(t.role, t.content) for t in request.prompt]
+                [("user", prompt)]
+                if isinstance(prompt, str)
+                else [(t.role, t.content) for t in prompt]
             )
             turns = [{"role": role, "content": content} for role, content in turns]
-            prompt = self.tokenizer.apply_chat_template(
+            tokens = self.tokenizer.apply_chat_template(
                 turns, add_generation_prompt=True, tokenize=True, return_dict=False
             )
-        elif isinstance(request.prompt, str):
-            prompt = encode(self.tokenizer, request.prompt)
+        elif isinstance(prompt, str):
+            tokens = encode(self.tokenizer, prompt)
         else:
             return []
-        return list(prompt) or start_tokens(self.tokenizer)
+        return list(tokens) or start_tokens(self.tokenizer)
 
-    def _problem(self, request: Request, prompt: list[int]) -> str:
+    def _problem(self, request: Request, prompt: list[int], contrast: list[int]) -> str:
         """What is wrong with the request ("" if nothing)."""
-        if self.form != "chat" and not isinstance(request.prompt, str):
+        if self.form != "chat" and not (
+            isinstance(request.prompt, str) and isinstance(request.contrast, str | None)
+        ):
             return "the prompt is a chat, but this model takes completion prompts (strings) only"
         if not prompt:
             return "the prompt is empty and the tokenizer has no token to start a text with"
@@ -142,15 +145,22 @@ class TransformersLLM:
                 f"temperature {request.temperature}, top_k {request.top_k}, top_p {request.top_p}"
             )
             return f"found {found}; allowed: temperature >= 0, top_k >= 0, 0 < top_p <= 1"
-        if len(prompt) + request.max_new_tokens > self.context:
+        if request.guidance < 0 or (request.guidance > 0 and not contrast):
+            given = "a contrast" if contrast else "no contrast"
             return (
-                f"the prompt has {len(prompt)} tokens and max_new_tokens is"
+                f"found guidance {request.guidance} and {given}; allowed: guidance >= 0, and 0"
+                " without a contrast"
+            )
+        longest = max(len(prompt), len(contrast))
+        if longest + request.max_new_tokens > self.context:
+            return (
+                f"the prompt has {longest} tokens and max_new_tokens is"
                 f" {request.max_new_tokens}, together more than the context of {self.context}"
                 " tokens; shorten the prompt or lower max_new_tokens"
             )
         return ""
 
-    def _ask(self, request: Request, prompt: tuple[int, ...]) -> Ask:
+    def _ask(self, request: Request, prompt: tuple[int, ...], contrast: tuple[int, ...]) -> Ask:
         """The request for the decode loop, which ends it as soon as a stop string is there."""
         stops = [stop for stop in request.stop if stop]
         # tokens have a byte or more, so these few show it first
@@ -167,7 +177,7 @@ class TransformersLLM:
             request.top_p,
             request.seed,
         )
-        return Ask(prompt, *options, stopped if stops else None)
+        return Ask(prompt, *options, stopped if stops else None, contrast, request.guidance)
 
     def _text(
         self, request: Request, prompt: tuple[int, ...], new: Sequence[int]
@@ -276,7 +286,7 @@ class TransformersLLM:
         if isinstance(prompt, str):
             before, whole = encode(self.tokenizer, prompt), encode(self.tokenizer, prompt + text)
         else:
-            before = self._prompt(Request(prompt))
+            before = self._prompt(prompt)
             whole = (
                 before + self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             )

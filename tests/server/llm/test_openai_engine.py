@@ -590,3 +590,9 @@ def test_stop_strings_are_cut_off_and_a_refusal_is_an_error(real_server, model_f
     stop = whole[4:6]
     cut = llm.generate([Request("the camera", 12, temperature=0, stop=(stop,))])[0]
     assert (cut.text, cut.finish) == (whole[: whole.index(stop)], "stop")
+
+
+def test_a_contrast_is_refused_and_nothing_is_sent():
+    script = Script((200, {}, "never"))
+    [answer] = ask(script, (Request("a", contrast="b", guidance=1.0),))
+    assert "cannot run two prompts" in answer.error and not script.bodies

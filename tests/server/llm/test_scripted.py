@@ -71,3 +71,9 @@ def test_bad_script_files_are_named(content, said, tmp_path):
     with pytest.raises(ConfigError, match=said) as failure:
         load_llm(LLMConfig(engine="scripted", script=str(file)))
     assert str(file) in str(failure.value) and "llm.script" in str(failure.value)
+
+
+def test_a_contrast_is_refused():
+    answers = ScriptedLLM(["one", "two"]).generate([Request("a", contrast="b"), Request("a")])
+    assert answers[0].finish == "error" and "cannot run two prompts" in answers[0].error
+    assert answers[1].text == "one"

@@ -254,6 +254,47 @@ def test_chat_prompts_go_through_the_template(llama, tokenizer):
     assert llm.generate([Request("good", max_new_tokens=20, seed=4)])[0] == one
 
 
+def test_guidance_pushes_away_from_the_contrast(model, tokenizer):
+    """Token by token as the formula says, beside requests without guidance and with another one."""
+    pairs = list(zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], strict=True))
+    requests = [
+        Request(prompt, 6 + i, 0, contrast=contrast, guidance=gamma)
+        for gamma in (0.0, 1.5)
+        for i, (prompt, contrast) in enumerate(pairs)
+    ] + [Request(prompt, 6 + i, 0) for i, prompt in enumerate(PROMPTS)]
+    llm = engine(model, tokenizer, batch_tokens=200)  # so that rows have to wait for others
+    texts = [answer.text for answer in llm.generate(requests)]
+    expected = []
+    for i, (prompt, contrast) in enumerate(pairs):
+        sides, new = [tokenizer(text)["input_ids"] for text in (prompt, contrast)], []
+        for _ in range(6 + i):
+            with torch.no_grad():
+                wanted, other = (model(torch.tensor([side + new])).logits[0, -1] for side in sides)
+            token = int((wanted + 1.5 * (wanted - other)).argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            new.append(token)
+        expected.append(tokenizer.decode(new))
+    assert texts[7:14] == expected != texts[:7]
+    assert texts[:7] == texts[14:]  # guidance 0 is the prompt alone
+
+
+def test_guidance_that_cannot_run_is_an_error(llama, tokenizer):
+    answers = engine(llama, tokenizer).generate(
+        [
+            Request("good", 4, guidance=1.0),
+            Request("good", 4, contrast="bad", guidance=-0.5),
+            Request("good", 4, contrast=(ChatTurn("user", "bad"),), guidance=1.0),
+            Request("good", 4, contrast="the " * 200, guidance=1.0),
+            Request("good", 4, contrast="bad", guidance=1.0),
+        ]
+    )
+    assert [answer.finish == "error" for answer in answers] == [True] * 4 + [False]
+    assert "found guidance 1.0 and no contrast; allowed: guidance >= 0" in answers[0].error
+    assert "found guidance -0.5 and a contrast" in answers[1].error
+    assert "chat" in answers[2].error and "more than the context" in answers[3].error
+
+
 def test_memory_that_runs_out_halves_the_batch(llama, tokenizer, monkeypatch):
     llm = engine(llama, tokenizer)
     requests = [Request(p, max_new_tokens=25, seed=i) for i, p in enumerate(PROMPTS)]
