@@ -80,10 +80,12 @@ def _word(value: str) -> str:
 
 
 def _questions(task: QuestionsConfig, seed: int, console: Console) -> int:
-    table = Table("site", "training questions", "test questions", title=f"data of {task.name}")
+    table = Table(
+        "site", "training questions", "validation", "test questions", title=f"data of {task.name}"
+    )
     for site in task.names:
         split = load_questions(task, site, seed)
-        table.add_row(site, str(len(split.train)), str(len(split.test)))
+        table.add_row(site, str(len(split.train)), str(len(split.validation)), str(len(split.test)))
     console.print(table)
     return 0
 

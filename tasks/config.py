@@ -131,6 +131,12 @@ class TaskConfig(Section):
     # a row without a text, with an unknown label, or broken: ends the reading, or is left out
     on_bad_row: Literal["fail", "drop"] = "fail"
 
+    # Labelled text of no site (tasks/data/public.py): names of the data that are no clients, or a
+    # file; and a file of other such rows, on which settings may be chosen (null: a fifth of these)
+    public_clients: tuple[str, ...] = ()
+    public_path: str | None = None
+    validation_path: str | None = None
+
     control_code: str = "Product: {domain}\nRating: {label}\nReview:"
     separator: str = " "
     noun: str = "review"
@@ -230,6 +236,11 @@ class TaskConfig(Section):
                 " macro_f1, or two labels"
             )
         if self.source == "world":
+            if self.public_clients or self.public_path or self.validation_path:
+                raise ValueError(
+                    "public_clients, public_path, validation_path: the built-in world brings public"
+                    " text of its own; allowed: none of them"
+                )
             if self.user_column:
                 raise ValueError(
                     f"user_column: found {self.user_column!r}; the built-in world's reviews have no"
@@ -270,6 +281,11 @@ class TaskConfig(Section):
             )
         if self.partition == "column" and self.client_column is None:
             raise ValueError("client_column: missing with partition=column")
+        if self.public_clients and self.partition in ("iid", "dirichlet"):
+            raise ValueError(
+                f"public_clients: found {', '.join(self.public_clients)} with partition="
+                f"{self.partition}, where names stand for no rows; allowed: public_path"
+            )
         if self.partition in ("iid", "dirichlet"):
             if self.clients is None:
                 raise ValueError(

@@ -33,6 +33,7 @@ from fedduet.tasks.builtin.world import (
     public_documents,
     world_records,
 )
+from fedduet.tasks.task import Record
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -182,6 +183,15 @@ def _make(recipe: Recipe, role: str, work: Path, folder: Path) -> None:
     shutil.copytree(result.folder, folder)
 
 
+def public_reviews(recipe: Recipe) -> list[Record]:
+    """The labelled reviews that a built-in model is made from: of public domains and of made-up
+    ones."""
+    records = [
+        record for domain in PUBLIC_DOMAINS for record in world_records(domain, recipe.reviews, 0)
+    ]
+    return records + made_up_records(0, recipe.made_up, 8)
+
+
 def _write_sources(recipe: Recipe, work: Path) -> tuple[Source, ...]:
     """The public part of the world as files that pre-training reads."""
     work.mkdir(parents=True)
@@ -192,10 +202,7 @@ def _write_sources(recipe: Recipe, work: Path) -> tuple[Source, ...]:
     documents = Source("documents.jsonl")
     if not recipe.reviews:
         return (documents,)
-    records = [
-        record for domain in PUBLIC_DOMAINS for record in world_records(domain, recipe.reviews, 0)
-    ]
-    records += made_up_records(0, recipe.made_up, 8)
+    records = public_reviews(recipe)
     with (work / "reviews.jsonl").open("w", encoding="utf-8") as file:
         rows = (
             {"text": record.text, "label": LABELS[record.label], "domain": record.domain}

@@ -13,6 +13,7 @@ from fedduet.conf.check import ConfigError, Section, check, nearest
 from fedduet.tasks.builtin import arithmetic
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import client_names
+from fedduet.tasks.data.partition import sizes
 from fedduet.tasks.data.read import Columns, read_rows
 from fedduet.tasks.reasoning import Question
 from pydantic import Field, model_validator
@@ -36,6 +37,10 @@ class QuestionsConfig(Section):
     steps_column: str | None = None  # worked steps, a line each; null: the answer alone is learnt
     clients: tuple[str, ...] | None = None  # null: all
     rows_per_client: int | None = Field(default=None, ge=2)  # training questions; null: all
+    # beside them; null: a quarter of rows_per_client, a fifth of all
+    validation_rows: int | None = Field(default=None, ge=0)
+    # a file of questions of no site, on which settings may be chosen
+    validation_path: str | None = None
     test_rows: int | None = Field(default=None, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
@@ -62,14 +67,16 @@ class QuestionsConfig(Section):
 
 @dataclass(frozen=True)
 class QuestionSplit:
-    """What one site holds: questions to learn from, and others that only measure."""
+    """What one site holds: questions to learn from, others to choose settings on, and others that
+    only measure; no question is two of these."""
 
     train: tuple[Question, ...]
+    validation: tuple[Question, ...]
     test: tuple[Question, ...]
 
 
 def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionSplit:
-    """One client's questions, the same for the same seed; no training question is a test question.
+    """One client's questions, the same for the same seed.
 
     Raises ConfigError naming file and row for what `fedduet.tasks.data.read` complains of, empty
     questions or answers, and too few rows.
@@ -80,16 +87,19 @@ def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionS
         )
     if config.source == "arithmetic":
         rows, tests = config.rows_per_client or WORLD_ROWS, config.test_rows or WORLD_TEST_ROWS
-        found = arithmetic.site_questions(client, rows + tests, seed)
-        return QuestionSplit(tuple(found[:rows]), tuple(found[rows:]))
+        held = -(-rows // 4) if config.validation_rows is None else config.validation_rows
+        found = arithmetic.site_questions(client, rows + tests + held, seed)
+        return QuestionSplit(
+            tuple(found[:rows]), tuple(found[rows + tests :]), tuple(found[rows : rows + tests])
+        )
     draws = random.Random(f"questions/{config.name}/{client}/{seed}")
-    train = _read(config, (config.path or {})[client], client)
+    train = read_questions(config, (config.path or {})[client], client)
     if config.test_path is None:
         draws.shuffle(train)
         held = max(1, round(config.test_fraction * len(train)))
         test, train = train[:held], train[held:]
     else:
-        test = _read(
+        test = read_questions(
             config,
             (
                 config.test_path
@@ -104,8 +114,10 @@ def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionS
         for question in {one.question: one for one in train}.values()
         if question.question not in asked
     ]
-    if config.rows_per_client is not None:
-        train = draws.sample(train, min(config.rows_per_client, len(train)))
+    rows, held = sizes(len(train), config.rows_per_client, config.validation_rows)
+    if config.rows_per_client is not None or held:
+        train = draws.sample(train, rows + held)
+    validation, train = train[rows:], train[:rows]
     if config.test_rows is not None:
         test = random.Random(f"questions/{config.name}/test/{seed}").sample(
             test, min(config.test_rows, len(test))
@@ -115,10 +127,11 @@ def load_questions(config: QuestionsConfig, client: str, seed: int) -> QuestionS
             f"client {client}: {len(train)} training questions that are not test questions too;"
             " needed: at least 2"
         )
-    return QuestionSplit(tuple(train), tuple(test))
+    return QuestionSplit(tuple(train), tuple(validation), tuple(test))
 
 
-def _read(config: QuestionsConfig, name: str, client: str) -> list[Question]:
+def read_questions(config: QuestionsConfig, name: str, client: str) -> list[Question]:
+    """All questions of the file `name`. Raises ConfigError for an empty question or answer."""
     path = Path(config.root or ".").expanduser() / name
     questions = []
     columns = Columns(

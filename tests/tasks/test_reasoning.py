@@ -13,6 +13,7 @@ from fedduet.tasks.builtin.arithmetic import (
     public_questions,
     site_questions,
 )
+from fedduet.tasks.data.public import load_public_questions
 from fedduet.tasks.data.questions import check_task, load_questions, names_of
 from fedduet.tasks.reasoning import (
     answer_key,
@@ -133,10 +134,12 @@ def test_splits_are_the_same_for_a_seed_and_share_no_question():
     assert (
         names_of(config) == CLIENTS
         and one == again != other
-        and (len(one.train), len(one.test)) == (30, 20)
+        and (len(one.train), len(one.validation), len(one.test)) == (30, 8, 20)
     )
-    assert not {question.question for question in one.train} & {
-        question.question for question in one.test
+    assert len({one.question for part in vars(one).values() for one in part}) == 58
+    public = load_public_questions(config, 0)
+    assert len(public) == 400 and not {one.question for one in public} & {
+        one.question for part in vars(one).values() for one in part
     }
 
 
@@ -159,16 +162,19 @@ def files(tmp_path):
 def test_files_with_and_without_a_test_file(files):
     section, folder = files
     held = load_questions(check_task(section), "a", 0)
-    assert (len(held.train), len(held.test)) == (16, 4) and held.train[0].steps[0].startswith("so ")
+    assert (len(held.train), len(held.validation), len(held.test)) == (12, 4, 4) and held.train[
+        0
+    ].steps[0].startswith("so ")
     apart = load_questions(
         check_task(section | {"test_path": str(folder / "test.jsonl"), "rows_per_client": 8}),
         "a",
         0,
     )
-    assert len(apart.train) == 8 and len(apart.test) == 5
-    assert not {question.question for question in apart.train} & {
-        question.question for question in apart.test
-    }
+    assert (len(apart.train), len(apart.validation), len(apart.test)) == (8, 2, 5)
+    assert len({one.question for part in vars(apart).values() for one in part}) == 15
+    public = section | {"validation_path": str(folder / "test.jsonl")}
+    assert [one.answer for one in load_public_questions(check_task(public), 0)] == list("12345")
+    assert load_public_questions(check_task(section), 0) == ()
 
 
 def test_what_cannot_be_read_is_named(files):
