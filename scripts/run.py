@@ -48,6 +48,7 @@ USAGE = """fedduet: a cloud LLM and private small language models improve each o
   fedduet --version                                             versions of FedDuet and of what it stands on
   fedduet audit --kinds worst,natural,release OVERRIDES...      a lower bound on epsilon from attacks, beside the accountant's upper bound
   fedduet attack members | secrets OVERRIDES...                 membership inference, and planted secrets that come out word for word
+  fedduet attack interface [--moves N]                          two vaults on neighbouring data, and a server that plays any messages
   fedduet gateway --keys FILE llm.path=DIR                      the LLM over HTTP (OpenAI's completions), so that sites may ask it
 
 groups: {groups}

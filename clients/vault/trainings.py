@@ -7,11 +7,13 @@ import hashlib
 import hmac
 import os
 import time
+from collections.abc import Sequence
 
 from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.release import policy as rules
 from fedduet.clients.vault.release.releases import write_once
 from fedduet.lm.randomness import derive
+from fedduet.tasks.task import Record
 from fedduet.wire.messages import Learn
 
 SECRET, CALLS = "batches.secret", "trainings"  # in the site's folder
@@ -44,6 +46,15 @@ def batch_seed(config: SiteConfig, request: Learn) -> int:
     secret = write_once(config.folder / SECRET, os.urandom(32))
     drawn = hmac.new(secret, f"{request.run}/{request.message_id}".encode(), hashlib.sha256)
     return int.from_bytes(drawn.digest()[:8], "big") >> 1
+
+
+def evened(records: Sequence[Record], each: int) -> tuple[Record, ...]:
+    """`each` records of every user, the first ones, or some of them again: as many rows as the
+    number of users says."""
+    users: dict[str, list[Record]] = {}
+    for record in records:
+        users.setdefault(record.user, []).append(record)
+    return tuple(rows[i % len(rows)] for rows in users.values() for i in range(each))
 
 
 def told_seconds(config: SiteConfig, began: float, digits: int = 1) -> float:

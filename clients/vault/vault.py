@@ -36,6 +36,7 @@ from fedduet.clients.vault.synthesis import write_demonstrations
 from fedduet.clients.vault.trainings import (
     batch_seed,
     count_training,
+    evened,
     public_rows,
     told_seconds,
 )
@@ -263,6 +264,9 @@ class Vault:
         slm.check_start(request)
         count_training(self.config, request)
         rows, seed = public_rows(self.config, self._units), batch_seed(self.config, request)
+        if self.config.policy.unit == "user" and not self.config.repeatable:
+            each = self.config.generator.records_per_user
+            split = replace(split, validation=evened(split.validation, each))
         trained = slm.train(request, split, arrays or {}, rows, seed)
         kept = self.config.folder / "models" / request.run / request.model
         write_slm_card(
@@ -354,6 +358,8 @@ class Vault:
             1,
             records=self._units,
             unit=self.config.policy.unit,
+            epsilon_fixed=charge.epsilon_fixed,
+            ledger_head=charge.head,
         )
 
     def _noisy_count(self, request: Evaluate, measured: str) -> Evaluated:
@@ -373,15 +379,21 @@ class Vault:
                 " with another message id"
             )
         left = request.rounds - request.round
-        sigma = ledger.plan(request.epsilon or 0.0, request.run, 1.0, 1, left)
+
+        def plan() -> Event:
+            return Event.gaussian(ledger.plan(request.epsilon or 0, request.run, 1.0, 1, left))
+
+        event = _paid_or_planned(ledger, measured, request.run, "gaussian-count", plan)
+        sigma = event.noise_multiplier
         check_noise(sigma, units)
         charge = ledger.charge(
             measured,
             request.run,
             "gaussian-count",
-            Event.gaussian(sigma),
+            event,
             1,
             epsilon_run=request.epsilon,
+            rounds=left,
         )
         right = right_by_unit(slm.right(request.model, self._records.test), self._test_owners)
         noise = self._randomness("count", measured)
@@ -398,6 +410,8 @@ class Vault:
             1.0,
             units,
             unit=self.config.policy.unit,
+            epsilon_fixed=charge.epsilon_fixed,
+            ledger_head=charge.head,
         )
         return Evaluated(request.model, {name: count}, {name: units}, receipt)
 

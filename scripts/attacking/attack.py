@@ -2,7 +2,7 @@
 they need to know who was a member.
 
 `members` asks who was in the training split, from released texts and from scores; `secrets` what
-comes out word for word.
+comes out word for word; `interface` what a server learns from messages that are free.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from fedduet.lm.attacks.membership import (
     reference_scores,
 )
 from fedduet.lm.randomness import SecureNoise
+from fedduet.scripts.attacking import interface
 from fedduet.scripts.attacking.attack_scores import MECHANISMS, membership_by_scores
 from fedduet.scripts.attacking.audit import plan, positive_numbers
 from fedduet.tasks.builtin.standin import describe, resolve
@@ -229,9 +230,11 @@ def _spread(lengths: Sequence[int]) -> dict[str, int]:
 
 def main(argv: Sequence[str]) -> int:
     """`fedduet attack members|secrets [--client NAME] [--epsilons 1,8,inf] [--seeds N] [--out FILE]
-    OVERRIDES...`"""
+    OVERRIDES...`, or `fedduet attack interface` (scripts/attacking/interface.py)"""
+    if argv and argv[0] == "interface":
+        return interface.main(argv[1:])
     parser = argparse.ArgumentParser(prog="fedduet attack", description=__doc__)
-    parser.add_argument("kind", choices=("members", "secrets"))
+    parser.add_argument("kind", choices=("members", "secrets", "interface"))
     parser.add_argument(
         "overrides", nargs="*", help="as for a run: task=world generator.epochs=40 ..."
     )
