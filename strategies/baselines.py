@@ -178,8 +178,6 @@ REGISTRY: Mapping[str, Baseline] = {
         frozenset({WRITING}),
     ),
     "fedavg": Baseline(fedavg, "weights averaged over sites: no privacy guarantee"),
-    "pooled": Baseline(
-        pooled, "everybody's records together: an upper bound only a simulation has"
-    ),
+    "pooled": Baseline(pooled, "everybody's records together, which only a simulation can have"),
 }
 """A further baseline is one entry: every strategy that has what it needs offers it by name."""

@@ -100,6 +100,11 @@ SPEC = Spec(
     question=(
         "Does a private SLM answer better together with a general LLM, at one budget of LLM tokens?"
     ),
+    rivals=(
+        *("slm_base", "slm", "llm", "proxy_tuning", "average"),
+        *("slm_best_of_n", "llm_best_of_n", "proxy_tuning_best_of_n", "average_best_of_n"),
+        *("slm_majority", "proxy_tuning_majority", "average_majority"),
+    ),
     # each static fusion at the same budget of tokens
     contrasts=(("gboost", "proxy_tuning_best_of_n"), ("gboost", "average_best_of_n")),
     columns={

@@ -41,8 +41,11 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def intervals(rows: Mapping[str, tuple[Span, Sequence[float]]], highlight: str, unit: str) -> str:
-    """One line a row: its mean with a 95 % interval, and a dot for each single value behind it.
-    Values in [0, 1]."""
+    """One line a row: its name, then its mean with a 95 % interval and a dot for each single value
+    behind it, then the figure. Values in [0, 1].
+
+    No SVG: places are shares of the width, so that words keep their size on every screen.
+    """
     every = [
         value
         for (mean, low, high), dots in rows.values()
@@ -50,36 +53,36 @@ def intervals(rows: Mapping[str, tuple[Span, Sequence[float]]], highlight: str, 
         if math.isfinite(value)
     ]
     low, high = max(0.0, min(every) - 0.02), min(1.0, max(every) + 0.02)
-    # narrow, and a name above its line, so that a phone shows it whole
-    left, right, top, line = 12, 450, 4, 40
-    height = top + line * len(rows) + 30
 
-    def x(value: float) -> float:
-        return left + (min(max(value, low), high) - low) / max(high - low, 1e-9) * (right - left)
+    def at(value: float) -> float:
+        return 100 * (min(max(value, low), high) - low) / max(high - low, 1e-9)
 
+    places = ticks(low, high)
+    grid = "".join(f'<i class="grid" style="left:{at(tick):.2f}%"></i>' for tick in places)
     body = []
-    for tick in ticks(low, high):
-        body.append(
-            f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{height - 26}"'
-            ' class="grid"/>'
-        )
-        body.append(text(x(tick), height - 10, f"{tick:g}", "axis", "middle"))
-    for number, (name, ((mean, least, most), dots)) in enumerate(rows.items()):
-        y, kind = top + line * number + 28, "main" if name == highlight else "other"
-        body.append(text(left - 8, y - 13, name, f"name {kind}"))
-        body += [f'<circle cx="{x(dot):.1f}" cy="{y}" r="3" class="dot {kind}"/>' for dot in dots]
+    for name, ((mean, least, most), dots) in rows.items():
+        kind = "main" if name == highlight else "other"
+        marks = [f'<i class="dot" style="left:{at(dot):.2f}%"></i>' for dot in dots]
         if math.isfinite(least):
-            body.append(
-                f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y}" y2="{y}" class="bar'
-                f' {kind}"/>'
-            )
+            width = at(most) - at(least)
+            marks.append(f'<i class="bar" style="left:{at(least):.2f}%;width:{width:.2f}%"></i>')
+        marks.append(f'<i class="mean" style="left:{at(mean):.2f}%"></i>')
         body.append(
-            f'<rect x="{x(mean) - 3:.1f}" y="{y - 8}" width="6" height="16" rx="2" class="mean'
-            f' {kind}"/>'
+            f'<div class="row {kind}"><span class="name">{escape(name)}</span><span class="track">'
+            f'{grid}{"".join(marks)}</span><span class="value">{mean:.3f}</span></div>'
         )
-        body.append(text(right + 10, y + 4, f"{mean:.3f}", f"value {kind}"))
+    axis = "".join(f'<span style="left:{at(tick):.2f}%">{tick:g}</span>' for tick in places)
+    body.append(
+        f'<div class="row axis"><span class="name"></span><span class="track">{axis}</span>'
+        '<span class="value"></span></div>'
+    )
     said = "; ".join(f"{name} {mean:.3f}" for name, ((mean, _, _), _) in rows.items())
-    return svg(510, height, f"{unit}: {said}", body)
+    legend = (
+        '<p class="legend" aria-hidden="true"><i class="mean"></i> mean <i class="bar"></i> 95 %'
+        ' interval <i class="dot"></i> one value</p>'
+    )
+    label = escape(f"{unit}: {said}")
+    return f'<div class="chart" role="img" aria-label="{label}">{"".join(body)}</div>{legend}'
 
 
 def lines(
@@ -156,31 +159,21 @@ def timeline(phases: Sequence[tuple[str, str, float, float]], notes: Mapping[str
     """Phases as bars over time: (name, side, start, seconds). `notes`: what crossed the wire in a
     phase."""
     total = max((start + seconds for _, _, start, seconds in phases), default=1.0) or 1.0
-    left, right, line = 190, 560, 18
-    height = line * len(phases) + 34
-
-    def x(seconds: float) -> float:
-        return left + seconds / total * (right - left)
-
+    places = ticks(0, total)
+    grid = "".join(f'<i class="grid" style="left:{100 * t / total:.2f}%"></i>' for t in places)
     body = []
-    for tick in ticks(0, total):
+    for name, side, start, seconds in phases:
+        where = f"left:{100 * start / total:.2f}%;width:{max(0.4, 100 * seconds / total):.2f}%"
+        note = " ".join(filter(None, (f"{seconds:.1f} s", notes.get(name, ""))))
         body.append(
-            f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="0" y2="{height - 26}" class="grid"/>'
+            f'<div class="row"><span class="name">{escape(name)}</span><span class="track">{grid}'
+            f'<i class="span {escape(side)}" style="{where}"></i></span>'
+            f'<span class="value">{escape(note)}</span></div>'
         )
-        body.append(text(x(tick), height - 10, f"{tick:g} s", "axis", "middle"))
-    for number, (name, side, start, seconds) in enumerate(phases):
-        y = line * number
-        body.append(text(left - 8, y + 12, name, "small", "end"))
-        body.append(
-            f'<rect x="{x(start):.1f}" y="{y + 3}" width="{max(1.5, x(seconds) - left):.1f}"'
-            f' height="11" rx="2" class="{side}"/>'
-        )
-        body.append(
-            text(
-                x(start + seconds) + 6,
-                y + 12,
-                " ".join(filter(None, (f"{seconds:.1f} s", notes.get(name, "")))),
-                "small",
-            )
-        )
-    return svg(770, height, f"{len(phases)} phases in {total:.0f} seconds", body)
+    axis = "".join(f'<span style="left:{100 * t / total:.2f}%">{t:g} s</span>' for t in places)
+    body.append(
+        f'<div class="row axis"><span class="name"></span><span class="track">{axis}</span>'
+        '<span class="value"></span></div>'
+    )
+    label = f"{len(phases)} phases in {total:.0f} seconds"
+    return f'<div class="chart time" role="img" aria-label="{label}">{"".join(body)}</div>'

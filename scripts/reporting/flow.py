@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedduet.scripts.reporting import charts
-from fedduet.scripts.reporting.html import in_bytes, opened, picture, rows_of, table
+from fedduet.scripts.reporting.html import in_bytes, opened, rows_of, table
 from fedduet.strategies.run.summary import told
 
 SITES, CLOUD, UP, DOWN = "sites", "cloud", "up", "down"
@@ -58,7 +58,7 @@ def flow(folder: Path, summary: Mapping[str, Any]) -> str:
         " here</span>"
         f'<span>the cloud: server and LLM</span></div><ol class="flow">{steps}</ol><h3>On a time'
         f" line</h3>{legend}"
-        f"{picture(charts.timeline(phases, notes), 'phases on a time line')}"
+        f"{charts.timeline(phases, notes)}"
         f"{opened('the phases as a table', table(lines, 'phases'))}"
     )
 

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import yaml
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting import charts, data_card, metrics
+from fedduet.scripts.reporting import answer, charts, data_card, metrics
+from fedduet.scripts.reporting.answer import interval
 from fedduet.scripts.reporting.flow import flow
 from fedduet.scripts.reporting.html import document, opened, picture, rows_of, table
 from fedduet.scripts.reporting.search import searches
 from fedduet.scripts.reporting.table import read_summaries
-from fedduet.scripts.reporting.terminal import interval
 from fedduet.scripts.reporting.texts import label_names, samples, scores
 from fedduet.strategies.run.run_folder import write_atomically
 from fedduet.strategies.run.summary import ordered, told
 
+MOST_TOGETHER = 10  # methods in one picture [O]
 COMMAND = "command.txt"  # how a person asked for the run
 
 
@@ -99,35 +100,11 @@ def _title(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
-    summary = summaries[0]
-    spec = told(summary)
-    model, base = spec["final"], spec["base"]
-    pairs = _differences(summaries, model, base)
-    privacy = _privacy(summaries)
-    if not pairs:
-        known = model in summary["accuracy"]
-        answer = (
-            f"{model}: {np.mean([s['accuracy'][model] for s in summaries]):.3f} right, {privacy}"
-            if known
-            else privacy
-        )
-    else:
-        mean, half = interval(pairs)
-        spread = "" if math.isnan(half) else f" [{mean - half:.1f}, {mean + half:.1f}]"
-        verb, amount = ("gained", f"{mean:.1f}") if mean >= 0 else ("lost", f"{-mean:.1f}")
-        if mean < 0 and spread:
-            spread = f" [{-mean - half:.1f}, {-mean + half:.1f}]"
-        chance = " (within chance)" if spread and abs(mean) <= half else ""
-        answer = f"Private SLMs {verb} {amount} points{spread}{chance} {privacy}"
+    summary, said = summaries[0], answer.sentence(summaries)
     runs = f"{len(summaries)} runs, " if len(summaries) > 1 else ""
-    against = (
-        "training on a site's own records alone"
-        if base == "local"
-        else spec["columns"].get(base, base)
-    )
     basis = (
-        f"{runs}{summary['clients']} sites; against {against}; 95 % interval over pairs of site and"
-        " run."
+        f"{answer.beside(summaries)} {runs}{summary['clients']} sites; differences are the method"
+        " minus the other, paired by site and run, with 95 % intervals over these pairs."
     )
     llm = summary["llm"].get("description") or summary["llm"].get("path", "")
     stand_in = (
@@ -135,36 +112,15 @@ def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
         if "stand-in" in llm
         else ""
     )
-    return (
-        f'<p class="question">{escape(spec["question"])}</p><h1>{escape(answer)}</h1>'
-        f"<p>{escape(basis)} LLM: {escape(llm)}.{stand_in}</p>"
+    glance = "".join(
+        f"<li><span>{escape(what)}</span><b>{escape(figure)}</b><span>{escape(note)}</span></li>"
+        for what, figure, note in answer.tiles(summaries)
     )
-
-
-def _differences(summaries: Sequence[Mapping[str, Any]], model: str, base: str) -> list[float]:
-    """Points of `model` above `base`, for each pair of run and site that has both."""
-    return [
-        100 * (one[model] - one[base])
-        for s in summaries
-        for one in s["accuracy_per_client"].values()
-        if {model, base} <= set(one)
-    ]
-
-
-def _privacy(summaries: Sequence[Mapping[str, Any]]) -> str:
-    spent = [value for summary in summaries for value in summary["epsilon"].values()]
-    if not spent:
-        asked = any(
-            found["llm_tokens"]
-            for summary in summaries
-            for found in summary.get("answers", {}).values()
-        )
-        return (
-            "while the LLM saw the questions, without a guarantee"
-            if asked
-            else "and nothing private was released"
-        )
-    return "with no formal guarantee" if math.isinf(max(spent)) else f"at epsilon {max(spent):.2g}"
+    return (
+        f'<p class="question">{escape(told(summary)["question"])}</p><h1>{escape(said)}</h1>'
+        f'<ul class="tiles">{glance}</ul>'
+        f"<p>{escape(basis.strip())} LLM: {escape(llm)}.{stand_in}</p>"
+    )
 
 
 def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -172,9 +128,18 @@ def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
     spec = told(summaries[0])
     best, base = spec["final"], spec["base"]
     sites = list(summaries[0]["accuracy_per_client"])
+    against = list(dict.fromkeys(filter(None, (answer.best_rival(summaries), base))))
     rows, lines = (
         {},
-        [["method", *sites, "mean [95 %]", f"minus {base}, points [95 %]", "what it is"]],
+        [
+            [
+                "method",
+                "mean [95 %]",
+                *(f"minus {one}, points" for one in against),
+                *sites,
+                "what it is",
+            ]
+        ],
     )
     for model in ordered(models, summaries[0]):
         values = [
@@ -196,19 +161,37 @@ def _accuracy(summaries: Sequence[Mapping[str, Any]]) -> str:
         spread = (
             "" if math.isnan(half) else f" [{max(0, mean - half):.3f}, {min(1, mean + half):.3f}]"
         )
-        difference = ""
-        if model != base and (pairs := _differences(summaries, model, base)):
-            points, half = interval(pairs)
-            difference = f"{points:+.1f}" + (
-                "" if math.isnan(half) else f" [{points - half:+.1f}, {points + half:+.1f}]"
-            )
+        apart = [
+            str(answer.difference(summaries, model, one) or "") if model != one else ""
+            for one in against
+        ]
         cells = [f"{np.mean(values):.3f}" if values else "-" for values in by_site]
         what = spec["columns"].get(model, "")
-        lines.append([model, *cells, f"{mean:.3f}{spread}", difference, what])
-    said = "test accuracy, mean with 95 % interval; a dot for each site"
-    return picture(charts.intervals(rows, best, said), "accuracy by method") + table(
-        lines, "accuracy by method and site"
+        lines.append([model, f"{mean:.3f}{spread}", *apart, *cells, what])
+    said = f"test {metrics.said(summaries[0])}, mean with 95 % interval; a dot for each site"
+    drawn = "".join(
+        (f"<h3>{escape(title)}</h3>" if title else "")
+        + charts.intervals({name: rows[name] for name in names}, best, said)
+        for title, names in _grouped(list(rows), spec).items()
     )
+    return drawn + table(lines, "accuracy by method and site")
+
+
+def _grouped(models: Sequence[str], spec: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Methods as they are drawn: all together where they are few; else the strategy's own, then
+    the baselines for which nothing private leaves a site, then the rest."""
+    if len(models) <= MOST_TOGETHER:
+        return {"": list(models)}
+    rivals, own = set(spec["rivals"]), spec["final"]
+    groups = {
+        "The method and its variants": [m for m in models if m not in rivals],
+        "One answer, or the best of several": [
+            m for m in models if m in rivals and not m.endswith("majority")
+        ],
+        "A vote over several": [m for m in models if m in rivals and m.endswith("majority")],
+    }
+    groups["The method and its variants"].sort(key=lambda name: name != own)
+    return {title: names for title, names in groups.items() if names}
 
 
 def _answers(summaries: Sequence[Mapping[str, Any]]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from fedduet.conf.check import ConfigError
+from fedduet.scripts.reporting.answer import beside, interval, sentence
 from fedduet.scripts.reporting.metrics import said
-from fedduet.scripts.reporting.terminal import interval
 from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 
@@ -95,6 +95,7 @@ def main(argv: list[str]) -> int:
         help="folders of finished runs of one setting, e.g. one for each seed",
     )
     summaries = read_summaries(parser.parse_args(argv).runs)
+    print(f"{sentence(summaries)}. {beside(summaries)}\n")
     print(table(summaries))
     seconds = [summary["seconds"]["total"] for summary in summaries]
     epsilons = [value for summary in summaries for value in summary["epsilon"].values()]

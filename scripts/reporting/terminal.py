@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from fedduet.lm import progress as lm_progress
-from fedduet.scripts.reporting import metrics
+from fedduet.scripts.reporting import answer, metrics
+from fedduet.scripts.reporting.answer import interval
 from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 from rich.console import Console
@@ -116,32 +117,15 @@ class Display:
             self._inner = None
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % Student t interval; the half-width is nan for fewer than two
-    values."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan
-    from scipy import stats
-
-    return mean, float(
-        stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    )
-
-
 def print_outcome(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
     """The table of a run: accuracy by method and site, what it cost, samples of what went up and
     came down."""
     console, summary = console or Console(), headline(summary)
     console.print(accuracy_table(summary))
-    model, base = told(summary)["final"], told(summary)["base"]
-    local, found = summary["accuracy"].get(base), summary["accuracy"].get(model)
-    if local is not None and found is not None:
-        gap = summary["gap_closed"]
-        closed = "" if gap is None else f", {gap:.0%} of the gap to pooled data closed"
-        console.print(
-            f"{model} - {base}: {100 * (found - local):+.1f} points{closed}", highlight=False
-        )
+    model = told(summary)["final"]
+    console.print(f"[bold]{answer.sentence([summary])}.[/]", highlight=False)
+    if beside_it := answer.beside([summary]):
+        console.print(beside_it, highlight=False)
     if beside := metrics.line(summary, model):
         console.print(beside, highlight=False)
     if summary.get("answers"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from fedduet.scripts.reporting import charts
-from fedduet.scripts.reporting.html import cards, opened, picture, rows_of, spread, table
+from fedduet.scripts.reporting.html import cards, opened, rows_of, spread, table
 
 SAMPLES = 12  # texts of each kind on the page [O]
 SHOWN = 4  # of these, before the reader unfolds the rest [O]
@@ -134,9 +134,7 @@ def scores(folder: Path) -> str:
         "rewards by round: mean, and from the lowest to the highest tenth; a dot for each site's"
         " mean score"
     )
-    return picture(
-        charts.intervals(spans, f"round {rounds[-1]}", said), "rewards by round"
-    ) + table(lines, "scores by round")
+    return charts.intervals(spans, f"round {rounds[-1]}", said) + table(lines, "scores by round")
 
 
 def _folded(entries: Sequence[tuple[str, str, str]]) -> str:

@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import numpy as np
 from fedduet.scripts.reporting import charts
+from fedduet.scripts.reporting.answer import interval
 from fedduet.scripts.reporting.html import document
 from fedduet.scripts.reporting.html import picture as framed
 from fedduet.scripts.reporting.html import table as html_table
-from fedduet.scripts.reporting.terminal import interval
 from fedduet.scripts.sweeping.rows import Job, Row, rows, table
 from fedduet.strategies.run.summary import told
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting.terminal import interval
+from fedduet.scripts.reporting.answer import interval
 from fedduet.scripts.sweeping.plan import read_plan, state
 from fedduet.strategies.run.metrics import headline
-from fedduet.strategies.run.summary import ordered, told
+from fedduet.strategies.run.summary import ordered, spends, told
 
 SEED = "seed"
 # what is swept but the seed: (key, value), in the sweep's order
@@ -89,7 +89,12 @@ def rows(jobs: Sequence[Job]) -> list[Row]:
                 for accuracy, base in measured
                 if base in accuracy and base != model
             )
-            spent = [value for job in of for value in job.summary["epsilon"].values()]
+            spent = [
+                value
+                for job in of
+                if spends(model, job.summary)
+                for value in job.summary["epsilon"].values()
+            ]
             found.append(
                 Row(
                     setting,

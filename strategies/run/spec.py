@@ -10,6 +10,7 @@ import pydantic
 from fedduet.conf.check import Section
 
 GUIDED, TUNED = "guided", "tuned"
+RIVALS = ("local", "dp_only", "zero_shot")  # of the registry of baselines
 
 
 class GuidedTexts(Section):
@@ -75,6 +76,8 @@ class Spec:
     taught: tuple[str, ...] = ()  # models that it teaches itself; () is the final one alone
     base: str = "local"  # the method that reports compare with
     question: str  # that a report answers, as a sentence
+    # methods that give nothing private away, or no more than this one: reports name the best first
+    rivals: tuple[str, ...] = RIVALS
     contrasts: tuple[tuple[str, str], ...]
     columns: Mapping[str, str]
 
@@ -86,6 +89,7 @@ class Spec:
             "taught": list(self.taught or (self.final,)),
             "base": self.base,
             "question": self.question,
+            "rivals": list(self.rivals),
             "contrasts": [list(pair) for pair in self.contrasts],
             "columns": dict(self.columns),
         }

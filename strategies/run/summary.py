@@ -13,7 +13,7 @@ from fedduet.strategies import find
 from fedduet.strategies.run.metrics import measured
 from fedduet.strategies.run.moves import Moves, gap_closed
 from fedduet.strategies.run.run_folder import RunFolder
-from fedduet.strategies.run.spec import Spec
+from fedduet.strategies.run.spec import RIVALS, Spec
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "ray", "hydra-core", "dp-accounting")
 
@@ -62,13 +62,21 @@ def told(summary: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `Spec.told` says of the run's strategy; also of a summary that was written without it,
     where the strategy is known."""
     if "spec" in summary:
-        return summary["spec"]
+        return {"rivals": list(RIVALS)} | summary["spec"]
     name = summary["strategy"]
     if spec := find(name):
         return spec.told()
     question = f"What does {name} bring?"
-    empty = {"contrasts": [], "columns": {}, "base": "local"}
+    empty = {"rivals": list(RIVALS), "contrasts": [], "columns": {}, "base": "local"}
     return {"final": name, "taught": [name], "question": question, **empty}
+
+
+def spends(model: str, summary: Mapping[str, Any]) -> bool:
+    """Whether the epsilon of a run stands behind a method; a baseline that asks the sites for
+    nothing has none."""
+    spec = told(summary)
+    own = {spec["final"], *spec["taught"], "dp_only"}
+    return model in own or model not in {*spec["rivals"], "fedavg", "pooled"}
 
 
 def ordered(models: Iterable[str], summary: Mapping[str, Any]) -> list[str]:

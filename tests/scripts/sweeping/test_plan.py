@@ -121,7 +121,7 @@ def test_figures_are_over_seeds_and_differences_paired_by_seed(tmp_path, capsys)
     assert [job.state for job in jobs] == ["completed", "completed", "completed", "missing"]
     lines = table(rows(jobs))
     # t(0.975, 1) = 12.706 times 0.1
-    assert lines[1] == ["1", "local", "0.600 [-0.671, 1.871]", "", "1.00", "2"]
+    assert lines[1] == ["1", "local", "0.600 [-0.671, 1.871]", "", "-", "2"]  # it asks nobody
     assert lines[2] == ["1", "fdkt", "0.700 [-0.571, 1.971]", "+10.0 [+10.0, +10.0]", "1.00", "2"]
     assert lines[4] == ["8", "fdkt", "0.900", "+40.0", "no guarantee", "1"]
     assert (
