@@ -56,13 +56,19 @@ class NoiseSource(Protocol):
         """Adds N(0, deviation^2) to every one of float32 `values`, in place."""
         ...
 
+    def integer(self, below: int) -> int:
+        """A whole number from 0 to `below` - 1, each equally likely, however large `below` is."""
+        ...
+
 
 class SecureNoise:
-    """What a site uses; nothing about it can be seeded or replayed.
+    """What a site uses.
 
-    Coins are bits of the operating system's secure generator. Normals come from AES-256 in counter
-    mode under a key that this generator gives anew for every draw: as hard to guess as the key, and
-    fast enough for as many numbers as a model has weights. They are Box-Muller pairs in float64
+    Coins are bits of the operating system's secure generator, or, with a `key` of 32 bytes from it,
+    of AES-256 in counter mode under that key: then the same calls give the same coins, which a site
+    needs to finish a release that failed without drawing another. Normals come from AES-256 in
+    counter mode under a key that these coins give anew for every draw: as hard to guess as the key,
+    and fast enough for as many numbers as a model has weights. They are Box-Muller pairs in float64
     from 52-bit uniforms, so |x| <= 8.49; P(|N| > 8.49) is about 2e-17. They are then rounded to
     float32: like every floating-point Gaussian mechanism this one is not proven against attacks on
     the low bits (Mironov 2012).
@@ -70,8 +76,22 @@ class SecureNoise:
 
     chunk = 1 << 15  # numbers at a time: what a core's cache holds
 
+    def __init__(self, key: bytes | None = None) -> None:
+        # each key is used for one stream, so the counter may start at 0
+        self._stream = key and Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+
+    def _bytes(self, count: int) -> bytes:
+        return self._stream.update(bytes(count)) if self._stream else os.urandom(count)
+
+    def integer(self, below: int) -> int:
+        size = below.bit_length()
+        while True:  # fewer than two draws on average
+            drawn = int.from_bytes(self._bytes((size + 7) // 8)) >> (-size % 8)
+            if drawn < below:
+                return drawn
+
     def uniform(self, count: int) -> np.ndarray:
-        bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
+        bits = np.frombuffer(self._bytes(8 * count), dtype=np.uint64)
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def normal(self, count: int) -> torch.Tensor:
@@ -95,7 +115,8 @@ class SecureNoise:
     def _chunks(self, count: int) -> Iterator[tuple[int, torch.Tensor]]:
         import torch
 
-        stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
+        key, counter = self._bytes(32), self._bytes(16)
+        stream = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
         zeros, bits, half = bytes(8 * self.chunk), bytearray(8 * self.chunk), self.chunk // 2
         numbers, pair = torch.frombuffer(bits, dtype=torch.int64), torch.empty(self.chunk)
         for start in range(0, count, self.chunk):
@@ -120,6 +141,10 @@ class SeededNoise:
 
     def uniform(self, count: int) -> np.ndarray:
         return self._coins.random(count)
+
+    def integer(self, below: int) -> int:
+        words = self._coins.integers(0, 2**32, size=below.bit_length() // 32 + 3, dtype=np.uint32)
+        return int.from_bytes(words.tobytes()) % below  # off by at most 2^-64, and no secret anyway
 
     def normal(self, count: int) -> torch.Tensor:
         import torch
