@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fedduet.clients.vault.config import ScorerEmbedding
+from fedduet.lm.dp.discrete_gaussian import discrete_gaussian, variance_for
 from fedduet.lm.dp.dpsgd import rows_of_units
 from fedduet.lm.randomness import NoiseSource
 from fedduet.lm.text.embed import Embedder, hashed_embeddings
@@ -23,6 +24,7 @@ from fedduet.tasks.builtin.standin import PREFIX, resolve
 # [O] of the scorer: best or near it on public review domains and the world's public part
 STEPS, LEARNING_RATE, CLIP = 5, 4.0, 0.5
 LEAST_PART = 0.05  # [O] of a run's epsilon; with less left for scores they are refused
+VOTE = 2**16  # whole numbers that one vote of norm 1 is made of [O]: noise is whole too
 _BLOCK = 1024  # units whose votes are in memory at a time
 
 
@@ -95,19 +97,29 @@ def vote_sum(
     classes: int,
     owners: Sequence[int],
 ) -> np.ndarray:
-    """[n] all units' votes together: the exact sum, of L2 sensitivity 1. It stays at the site until
-    there is noise on it.
+    """[n] int64 all units' votes together: the exact sum, of L2 sensitivity VOTE. It stays at the
+    site until there is noise on it.
 
-    `owners[i]` is the unit of record i: the record itself, or the user, whose one vote is that of
-    all their records' votes together.
+    Each unit's vote times VOTE is cut to whole numbers, towards 0, so it stays within a norm of
+    VOTE, and a sum of whole numbers is the same in any order. `owners[i]` is the unit of record i:
+    the record itself, or the user, whose one vote is that of all their records' votes together.
     """
-    total, units = np.zeros(len(texts)), rows_of_units(owners)
+    total, units = np.zeros(len(texts), dtype=np.int64), rows_of_units(owners)
+    scale = VOTE * (1 - 2.0**-40)  # more than the last bits of a norm may be above 1
     for start in range(0, len(units), _BLOCK):
         block = units[start : start + _BLOCK]
         rows = np.concatenate(block)
         each = votes(records[rows], record_labels[rows], texts, labels, classes)
-        total += _unit(np.add.reduceat(each, np.cumsum([0, *map(len, block[:-1])]))).sum(axis=0)
+        of_units = _unit(np.add.reduceat(each, np.cumsum([0, *map(len, block[:-1])])))
+        total += np.trunc(scale * of_units).astype(np.int64).sum(axis=0)
     return total
+
+
+def noisy_votes(total: np.ndarray, sigma: float, randomness: NoiseSource) -> np.ndarray:
+    """`total` [n] whole numbers of sensitivity VOTE plus discrete Gaussian noise, in votes: as
+    private as N(0, sigma^2 I) on the votes (lm/dp/discrete_gaussian.py)."""
+    noise = discrete_gaussian(len(total), variance_for(sigma * VOTE), randomness)
+    return (total + noise) / VOTE
 
 
 def noisy(total: np.ndarray, sigma: float, randomness: NoiseSource) -> np.ndarray:

@@ -19,6 +19,8 @@ from fedduet.lm.dp.accounting import BudgetError
 from fedduet.wire.messages import Refused
 
 FAILURES = "failures.log"  # in the site's folder, with tracebacks; may quote records
+# whatever is wrong with it: what, and where, is for the site alone
+LEDGER = f"the site's ledger does not allow it; nothing was released; its {FAILURES} says why"
 _log = logging.getLogger(__name__)
 
 
@@ -38,11 +40,11 @@ def _write_down(folder: Path, what: str) -> None:
 
 
 def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a policy's or ledger's no into a `Refused` answer with its reason, and any other failure
-    into one without.
+    """Turn a policy's or budget's no into a `Refused` answer with its reason, and any other failure
+    into one of a constant reason.
 
-    What training or reading raised may quote a record, and Flower sends an exception's text to the
-    server: it stays in `FAILURES`.
+    What training or reading raised, and of which type it is, may depend on a record, and what a
+    ledger says is wrong names paths and other runs: that stays in `FAILURES`.
     """
 
     @wraps(method)
@@ -54,7 +56,8 @@ def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
         except BudgetError as no:
             refused = Refused(str(no), "budget")
         except LedgerError as no:
-            refused = Refused(str(no), "ledger")
+            _write_down(self.config.folder, f"{self.config.client}: {method.__name__}: {no}")
+            refused = Refused(f"{method.__name__}: {LEDGER}", "ledger")
         except ConfigError:
             _write_down(
                 self.config.folder,
@@ -65,11 +68,10 @@ def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
                 " says why",
                 "data",
             )
-        except Exception as failure:
+        except Exception:
             _write_down(self.config.folder, f"{self.config.client}: {method.__name__} failed")
             refused = Refused(
-                f"{method.__name__} failed with {type(failure).__name__}; the site's {FAILURES}"
-                " says why",
+                f"{method.__name__} failed; the site's {FAILURES} says why",
                 "error",
             )
         return (refused, None) if method.__name__ == "learn" else refused

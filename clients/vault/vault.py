@@ -6,15 +6,18 @@ disk and the policy has agreed.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fedduet.clients.vault import feedback
+from fedduet.clients.vault.budget.kept import bind
 from fedduet.clients.vault.budget.ledger import Charge, Ledger, LedgerError
 from fedduet.clients.vault.cards import write_generator_card, write_slm_card
 from fedduet.clients.vault.config import SiteConfig
@@ -28,6 +31,7 @@ from fedduet.clients.vault.prediction import (
 )
 from fedduet.clients.vault.refusing import refusing
 from fedduet.clients.vault.release import policy as rules
+from fedduet.clients.vault.release.once import Once
 from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.clients.vault.release.privacy_unit import owners_of
 from fedduet.clients.vault.release.releases import Releases, write_once
@@ -44,10 +48,10 @@ from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.dp.private_prediction import cost
 from fedduet.lm.models.card import TEST_ACCURACY, add_metric
-from fedduet.lm.randomness import NoiseSource, SecureNoise, SeededNoise, derive
+from fedduet.lm.randomness import NoiseSource, SeededNoise, derive
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
-from fedduet.wire.codec import Arrays
+from fedduet.wire.codec import Arrays, encode
 from fedduet.wire.messages import (
     Evaluate,
     Evaluated,
@@ -118,7 +122,7 @@ class Vault:
         holds. The same message id again returns the first answer; if the site died in between, the
         charge stands and the mechanism that was paid for runs again.
         """
-        if (earlier := self._releases.find(request.message_id)) is not None:
+        if (earlier := self._earlier(request)) is not None:
             return earlier
         train = self._records.train
         rules.check_synthesize(self.config.policy, request, self._units, len(self.task.labels))
@@ -129,27 +133,20 @@ class Vault:
         steps, rate = planned_steps(self.config.generator, self._units)
 
         def plan() -> Event:
-            sigma = ledger.plan(
-                request.epsilon, request.run, rate, steps, request.rounds - request.round
-            )
+            sigma = ledger.plan(request.epsilon, request.run, rate, steps, left)
             return Event.poisson_gaussian(sigma, rate, steps) if sigma > 0 else Event.none()
 
-        event = _paid_or_planned(ledger, request.message_id, request.run, "dp-sgd", plan)
+        left = self._rounds_left(request)
+        event = self._paid_or_planned(ledger, request.message_id, request.run, "dp-sgd", plan)
         if event.kind == "none" and not self.config.policy.allow_unprotected:
             raise PolicyError(
                 "this message was charged when the site allowed unprotected releases; it does not"
                 " any more"
             )
+        if (earlier := self._earlier(request)) is not None:
+            return earlier  # of a twin, made while this one planned
         count = request.per_label * len(self.task.labels)
-        charge = ledger.charge(
-            request.message_id,
-            request.run,
-            "dp-sgd",
-            event,
-            count,
-            epsilon_run=request.epsilon,
-            rounds=request.rounds - request.round,
-        )
+        charge, once = self._charge(ledger, request, "dp-sgd", event, count, rounds=left)
         data, dropped, report = write_demonstrations(
             train,
             self._owners,
@@ -158,7 +155,7 @@ class Vault:
             self.config.generator,
             event.noise_multiplier,
             request.per_label,
-            self._randomness(request.round),
+            self._randomness(once, request.round),
             derive(request.seed, "site", self.config.client),
             keep=(
                 kept := self.config.folder / "models" / request.run / f"generator-{request.round}"
@@ -171,7 +168,7 @@ class Vault:
             ran = f"training ran {report.steps} steps at rate {report.sample_rate}"
             raise LedgerError(f"{ran}, but {event.to_dict()} was charged; nothing was released")
         receipt = Receipt(
-            self._mechanism("dp-sgd", event),
+            self._mechanism("dp-sgd", charge.entry.event),
             charge.epsilon,
             delta,
             charge.epsilon_total,
@@ -186,18 +183,18 @@ class Vault:
             ledger_head=charge.head,
         )
         write_generator_card(kept, self.config, self.domain, receipt)
-        return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
+        return self._kept(request.message_id, Synthesized(data, receipt, dropped), charge, ledger)
 
     def _predict(self, request: Synthesize, ledger: Ledger) -> Synthesized:
         """The same texts by private prediction: rho is planned over all rounds, and nothing is
         trained."""
-        config, left = self.config.generator, request.rounds - request.round
+        config, left = self.config.generator, self._rounds_left(request)
 
         def plan() -> Event:
             rho = ledger.plan_rho(request.epsilon, request.run, left)
             return Event.none() if math.isinf(rho) else Event.zcdp(rho)
 
-        event = _paid_or_planned(ledger, request.message_id, request.run, MECHANISM, plan)
+        event = self._paid_or_planned(ledger, request.message_id, request.run, MECHANISM, plan)
         if event.kind == "none" and not self.config.policy.allow_unprotected:
             raise PolicyError(
                 "this message was charged when the site allowed unprotected releases; it does not"
@@ -206,15 +203,10 @@ class Vault:
         labels = len(self.task.labels)
         rho = event.rho if event.kind == "zcdp" else math.inf
         asked = predicting(config, rho, self._units, labels, request.per_label)
-        charge = ledger.charge(
-            request.message_id,
-            request.run,
-            MECHANISM,
-            event,
-            request.per_label * labels,
-            epsilon_run=request.epsilon,
-            rounds=left,
-        )
+        if (earlier := self._earlier(request)) is not None:
+            return earlier  # of a twin, made while this one planned
+        count = request.per_label * labels
+        charge, once = self._charge(ledger, request, MECHANISM, event, count, rounds=left)
         rule = asked.made_rule()
         if event.kind == "zcdp" and cost(rule, asked.tokens, asked.texts) > rho * (1 + 1e-9):
             raise LedgerError(f"{rule} costs more than {event.to_dict()}; nothing was released")
@@ -225,12 +217,12 @@ class Vault:
             self.domain,
             config,
             asked,
-            self._randomness("prediction", request.round),
+            self._randomness(once, "prediction", request.round),
             request.seed,
             site_secret(self.config),
         )
         receipt = Receipt(
-            self._mechanism(MECHANISM, event),
+            self._mechanism(MECHANISM, charge.entry.event),
             charge.epsilon,
             ledger.delta,
             charge.epsilon_total,
@@ -242,7 +234,7 @@ class Vault:
             epsilon_fixed=charge.epsilon_fixed,
             ledger_head=charge.head,
         )
-        return self._releases.keep(request.message_id, Synthesized(data, receipt, dropped))
+        return self._kept(request.message_id, Synthesized(data, receipt, dropped), charge, ledger)
 
     @refusing
     def learn(
@@ -321,7 +313,7 @@ class Vault:
         if request.scope == "pooled" and self.config.pooled_folder is None:
             raise PolicyError("only a simulation has a model of all sites' records together")
         if request.epsilon is not None:
-            return self._measurements.keep(measured, self._noisy_count(request, measured))
+            return self._noisy_count(request, measured)
         folder = self.config.pooled_folder if request.scope == "pooled" else self.config.folder
         slm, test = self._slm(request.run, folder), self._records.test
         probabilities = slm.probabilities(request.model, [record.text for record in test])
@@ -373,30 +365,18 @@ class Vault:
             )
         delta = rules.delta_for(self.config.policy, self._units, request.delta)
         ledger, units = self._ledger(delta), self._test_units
-        if ledger.find(measured) is not None:
-            raise LedgerError(
-                "this count was charged before and its answer is lost; nothing was released; ask"
-                " with another message id"
-            )
-        left = request.rounds - request.round
+        left, what = self._rounds_left(request), "gaussian-count"
 
         def plan() -> Event:
-            return Event.gaussian(ledger.plan(request.epsilon or 0, request.run, 1.0, 1, left))
+            sigma = ledger.plan(request.epsilon or 0.0, request.run, 1.0, 1, left)
+            check_noise(sigma, units)
+            return Event.gaussian(sigma)
 
-        event = _paid_or_planned(ledger, measured, request.run, "gaussian-count", plan)
+        event = self._paid_or_planned(ledger, measured, request.run, what, plan)
+        charge, once = self._charge(ledger, request, what, event, 1, left, measured)
         sigma = event.noise_multiplier
-        check_noise(sigma, units)
-        charge = ledger.charge(
-            measured,
-            request.run,
-            "gaussian-count",
-            event,
-            1,
-            epsilon_run=request.epsilon,
-            rounds=left,
-        )
         right = right_by_unit(slm.right(request.model, self._records.test), self._test_owners)
-        noise = self._randomness("count", measured)
+        noise = self._randomness(once, "count", measured)
         count, name = noisy_count(right, units, sigma, noise), self.config.client
         receipt = Receipt(
             self._mechanism("gaussian-count", charge.entry.event),
@@ -413,7 +393,8 @@ class Vault:
             epsilon_fixed=charge.epsilon_fixed,
             ledger_head=charge.head,
         )
-        return Evaluated(request.model, {name: count}, {name: units}, receipt)
+        answer = Evaluated(request.model, {name: count}, {name: units}, receipt)
+        return self._kept(measured, answer, charge, ledger, self._measurements)
 
     @refusing
     def score(self, request: Score) -> Scored | Refused:
@@ -423,9 +404,9 @@ class Vault:
         A repeated id gets its first answer. "gaussian" is charged once for a run: its later scores
         are post-processing of one scorer.
         """
-        if (earlier := self._releases.find(request.message_id)) is not None:
-            return earlier
         policy, ledger_name = self._terms_of_scores(request.counterfactual)
+        if (earlier := self._earlier(request, ledger_name)) is not None:
+            return earlier
         rules.check_score(policy, request, self._units, len(self.task.labels))
         ledger = self._ledger(
             rules.delta_for(policy, self._units, request.delta), policy, ledger_name
@@ -454,7 +435,7 @@ class Vault:
             epsilon_fixed=charge.epsilon_fixed,
             ledger_head=charge.head,
         )
-        return self._releases.keep(request.message_id, Scored(scores, receipt))
+        return self._kept(request.message_id, Scored(scores, receipt), charge, ledger)
 
     def _score_openly(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge]:
         """p(label | text) of the site's own SLM."""
@@ -467,8 +448,8 @@ class Vault:
     def _score_by_votes(self, request: Score, ledger: Ledger) -> tuple[list[float], Charge]:
         """Each unit votes on its own; the noise is planned over all rounds of the run together, on
         top of the whole ledger."""
-        left = request.rounds - request.round
-        event = _paid_or_planned(
+        left = self._rounds_left(request)
+        event = self._paid_or_planned(
             ledger,
             request.message_id,
             request.run,
@@ -486,19 +467,13 @@ class Vault:
         total = feedback.vote_sum(
             view.directions(own), own_labels, texts, labels, classes, self._owners
         )
-        charge = ledger.charge(
-            request.message_id,
-            request.run,
-            "gaussian-votes",
-            event,
-            len(labels),
-            epsilon_run=request.epsilon,
-            rounds=left,
+        charge, once = self._charge(
+            ledger, request, "gaussian-votes", event, len(labels), rounds=left
         )
-        noisy = feedback.noisy(
+        noisy = feedback.noisy_votes(
             total,
             event.noise_multiplier,
-            self._randomness("votes", ledger.path.stem, request.round),
+            self._randomness(once, "votes", ledger.path.stem, request.round),
         )
         scores = feedback.opinions(
             noisy, texts, labels, classes, event.noise_multiplier, self._units
@@ -528,35 +503,32 @@ class Vault:
         that the run has for scores."""
         name = f"{request.run}/scorer"
         file = self.config.folder / "scorers" / ledger.path.stem / f"{request.run}.npz"
-        vectors, charge = self._embed(request.data.texts), ledger.find(name)
+        vectors = self._embed(request.data.texts)
         if file.is_file():
-            if charge is None:
-                raise LedgerError(
-                    f"{file}: there is a scorer that {ledger.path} does not know; nothing was"
-                    " released; remove it"
-                )
-            scorer = feedback.Scorer.from_bytes(file.read_bytes())
+            bind(ledger.path, name, hashlib.sha256(file.read_bytes()).hexdigest())
+            charge = ledger.find(name)
         else:
-            event = _paid_or_planned(
+            event = self._paid_or_planned(
                 ledger,
                 name,
                 request.run,
                 "dp-scorer",
                 lambda: self._planned(request, ledger, feedback.STEPS),
             )
-            charge = ledger.charge(
-                name, request.run, "dp-scorer", event, 1, epsilon_run=request.epsilon
-            )
+            charge, once = self._charge(ledger, request, "dp-scorer", event, 1, id=name)
             own, labels = self._embedded_records
             sigma, steps, randomness = (
                 event.noise_multiplier,
                 event.count,
-                self._randomness("scorer", ledger.path.stem),
+                self._randomness(once, "scorer", ledger.path.stem),
             )
             mechanism = (feedback.View.of(vectors), len(self.task.labels), sigma, steps, randomness)
             scorer = feedback.train_scorer(own, labels, self._owners, *mechanism)
             # of two trained at once, the first
-            scorer = feedback.Scorer.from_bytes(write_once(file, scorer.to_bytes()))
+            kept = write_once(file, scorer.to_bytes())
+            bind(ledger.path, name, hashlib.sha256(kept).hexdigest())
+            Once.forget(self.config.folder / "coins", name)
+        scorer = feedback.Scorer.from_bytes(file.read_bytes())
         # further scores are post-processing of it; meanwhile the ledger may have grown
         charge = replace(
             charge, epsilon_total=ledger.spent(), epsilon_fixed=ledger.spent_if_fixed()
@@ -623,28 +595,94 @@ class Vault:
         # whoever knows the seed can take the noise off
         return f"{name} with seeded noise" if self.config.seeded_noise else name
 
-    def _randomness(self, *names: str | int) -> NoiseSource:
+    def _randomness(self, once: Once, *names: str | int) -> NoiseSource:
         return (
             SeededNoise(self.config.seed, self.config.client, *names)
             if self.config.seeded_noise
-            else SecureNoise()
+            else once.noise()
         )
 
+    # --- One release for one charge ---------------------------------------------------------------
 
-def _paid_or_planned(
-    ledger: Ledger, id: str, run: str, what: str, plan: Callable[[], Event]
-) -> Event:
-    """The event that `id` was charged for (before a crash, or by a twin of the message while this
-    one plans), or that a plan of the run paid for ahead; else what `plan` says."""
-    if (paid := ledger.find(id)) is None and (ahead := ledger.planned(run, what)) is not None:
-        return ahead
-    if paid is None:
-        try:
-            event = plan()
-        except BudgetError:
-            if (paid := ledger.find(id)) is None:
-                raise
-        else:
-            if (paid := ledger.find(id)) is None:
-                return event
-    return paid.entry.event
+    @property
+    def _noise_is_open(self) -> bool:
+        """Whether a real site draws from a seed: whoever knows it takes the noise off, so what
+        leaves is not protected."""
+        return self.config.seeded_noise and not self.config.simulated
+
+    def _rounds_left(self, request: Synthesize | Score | Evaluate) -> int:
+        """Of the plan that begins with this request."""
+        return request.rounds - (0 if self._noise_is_open else request.round)
+
+    def _paid_or_planned(
+        self, ledger: Ledger, id: str, run: str, what: str, plan: Callable[[], Event]
+    ) -> Event:
+        """The event that `id` was charged for (before a crash, or by a twin of the message while
+        this one plans), or that a plan of the run paid for ahead; else what `plan` says."""
+        if self._noise_is_open:
+            return plan()
+        if (paid := ledger.find(id)) is None and (ahead := ledger.planned(run, what)) is not None:
+            return ahead
+        if paid is None:
+            try:
+                event = plan()
+            except BudgetError:
+                if (paid := ledger.find(id)) is None:
+                    raise
+            else:
+                if (paid := ledger.find(id)) is None:
+                    return event
+        return paid.entry.event
+
+    def _charge(
+        self,
+        ledger: Ledger,
+        request: Synthesize | Score | Evaluate,
+        what: str,
+        event: Event,
+        released: int,
+        rounds: int = 1,
+        id: str = "",
+    ) -> tuple[Charge, Once]:
+        """The charge of a mechanism that is about to run, and its coins."""
+        id = id or request.message_id
+        if self._noise_is_open:
+            event, rounds = Event.none(), 1
+        once = Once(self.config.folder / "coins", id, encode(request))
+        return (
+            ledger.charge(
+                id,
+                request.run,
+                what,
+                event,
+                released,
+                epsilon_run=request.epsilon,
+                rounds=rounds,
+                coins=once.coins,
+            ),
+            once,
+        )
+
+    def _earlier(self, request: Synthesize | Score, ledger_name: str = "ledger.jsonl") -> Any:
+        """What left under this id before, if it still is what the ledger says; or None."""
+        earlier = self._releases.find(request.message_id)
+        if earlier is not None:
+            digest = self._releases.digest(request.message_id)
+            scorer = {f"{request.run}/scorer"} if isinstance(request, Score) else ()
+            bind(self.config.folder / ledger_name, request.message_id, digest, scorer)
+        return earlier
+
+    def _kept(
+        self,
+        id: str,
+        answer: Any,
+        charge: Charge,
+        ledger: Ledger,
+        releases: Releases | None = None,
+    ) -> Any:
+        """The answer that may leave: it is on the disk, and the ledger names it."""
+        releases = releases or self._releases
+        kept = releases.keep(id, answer)
+        bind(ledger.path, id, releases.digest(id), {charge.entry.id})
+        Once.forget(self.config.folder / "coins", id)
+        return kept

@@ -74,7 +74,7 @@ def released_by_votes(
     texts = np.eye(len(labels))
     owners = np.repeat(np.flatnonzero(included), each)
     total = feedback.vote_sum(texts[owners], labels[owners], texts, labels, classes, owners)
-    noisy = feedback.noisy(total, sigma, SecureNoise())
+    noisy = feedback.noisy_votes(total, sigma, SecureNoise())
     return feedback.as_scores(
         feedback.opinions(noisy, texts, labels, classes, sigma, int(included.sum()))
     )

@@ -330,5 +330,6 @@ def site_file(config: Mapping[str, Any], site: str, folder: Path, place: Path) -
         name: config[name] | {"path": resolve(config[name]["path"])}
         for name in ("slm", "generator")
     }
-    # only so that the run can be compared with one in process
+    # only so that the run can be compared with one in process; nothing is protected then
+    policy["allow_unprotected"] = True
     return found | {"seed": config["seed"], "seeded_noise": True}

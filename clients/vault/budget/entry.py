@@ -88,3 +88,8 @@ def by_spender(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
     for entry in entries:
         groups.setdefault((entry.run, entry.what), []).append(entry)
     return groups
+
+
+def kept_digest(lines: Sequence[dict[str, Any]], id: str) -> str | None:
+    """The digest of what was kept of the release `id`, or None."""
+    return next((line["digest"] for line in lines if line.get("kept") == id), None)

@@ -18,6 +18,7 @@ from fedduet.clients.vault.budget.entry import (
     Entry,
     Kept,
     by_spender,
+    kept_digest,
     open_plan,
     plans,
     protected,
@@ -134,11 +135,6 @@ class Ledger:
         further round has to be."""
         plan = open_plan(self.entries(), run, what)
         return None if plan is None else plan.event
-
-    def kept(self, id: str) -> str | None:
-        """The digest of what was kept of the release `id`, or None."""
-        with self._journal.locked() as journal:
-            return self._kept(journal, id)
 
     def summary(self) -> list[SummaryRow]:
         """One row for each run and mechanism, in order of first appearance; the last row's
@@ -270,12 +266,18 @@ class Ledger:
             entries = self._entries(journal)
             first = self._find(journal, id, at)
             if first is not None:
-                self._check_same(first.entry, run, what, event, coins)
-                if self._kept(journal, id) is not None:
+                self._check_same(first.entry, run, what, event)
+                if kept_digest(journal.entries, id) is not None:
                     raise LedgerError(
                         f"charge {id}: its release was made on {first.entry.time} and is gone; a"
                         " second one would be drawn anew, which nobody paid for; nothing was"
                         " released; put the kept file back, or use a new id"
+                    )
+                if first.entry.coins != coins:
+                    raise LedgerError(
+                        f"charge {id}: was begun on {first.entry.time} for another request, or with"
+                        " coins that are gone; other ones would be a second release, which nobody"
+                        " paid for; nothing was released; use a new id"
                     )
                 return first
             plan = open_plan(entries, run, what)
@@ -299,24 +301,6 @@ class Ledger:
             )
             journal.append(new.to_line())
             return self._charge([*entries, new], new, at, journal.last_check, repeated=False)
-
-    def keep(self, id: str, digest: str) -> None:
-        """Write down that the release `id` is kept, as a file of this digest; return once the line
-        is on the disk. Raises LedgerError where another one was, or where nobody paid for it."""
-        with self._journal.locked() as journal:
-            if self._find(journal, id, self.delta) is None:
-                raise LedgerError(
-                    f"{self.path}: a release {id} is kept that was not charged; nothing was"
-                    " released; remove it"
-                )
-            earlier = self._kept(journal, id)
-            if earlier is None:
-                journal.append(Kept(id, digest).to_line())
-            elif earlier != digest:
-                raise LedgerError(
-                    f"charge {id}: what is kept of its release is not what left; nothing was"
-                    " released; restore the kept file"
-                )
 
     # --- Rules ------------------------------------------------------------------------------------
 
@@ -404,19 +388,13 @@ class Ledger:
         return f"spent {total:.4g}: {', '.join(rows)}" + " (composed, not added)" * (len(rows) > 1)
 
     @staticmethod
-    def _check_same(first: Entry, run: str, what: str, event: Event, coins: str) -> None:
+    def _check_same(first: Entry, run: str, what: str, event: Event) -> None:
         if (first.run, first.what, first.event) != (run, what, event):
             raise LedgerError(
                 f"charge {first.id}: found {what} for run {run} with {event.to_dict()}, but this id"
                 f" was charged on {first.time} for {first.what} of run {first.run} with"
                 f" {first.event.to_dict()}; nothing was released; repeat exactly what was paid for,"
                 " or use a new id"
-            )
-        if first.coins != coins:
-            raise LedgerError(
-                f"charge {first.id}: was begun on {first.time} for another request, or with coins"
-                " that are gone; other ones would be a second release, which nobody paid for;"
-                " nothing was released; use a new id"
             )
 
     def _find(self, journal: OpenJournal, id: str, delta: float) -> Charge | None:
@@ -466,9 +444,6 @@ class Ledger:
 
     def _entries(self, journal: OpenJournal) -> list[Entry]:
         return [entry for entry, _ in self._charges(journal)]
-
-    def _kept(self, journal: OpenJournal, id: str) -> str | None:
-        return next((line["digest"] for line in journal.entries if line.get("kept") == id), None)
 
 
 def _would_fit(plan: Event | None, spent: Sequence[Event], budget: float, delta: float) -> str:

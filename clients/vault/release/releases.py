@@ -26,6 +26,11 @@ class Releases:
         kind, _, blob = file.read_bytes().partition(b"\n")
         return decode(kind.decode(), blob)
 
+    def digest(self, message_id: str) -> str:
+        """SHA-256, in hex, of the file that keeps the answer to `message_id`. Raises OSError where
+        there is none."""
+        return hashlib.sha256(self._file(message_id).read_bytes()).hexdigest()
+
     def all(self) -> list[Any]:
         """Every answer that is kept, oldest first."""
         found = []
@@ -52,7 +57,11 @@ class Releases:
         return decode(kind.decode(), stored)
 
     def _file(self, message_id: str) -> Path:
-        return self.folder / f"{hashlib.sha256(message_id.encode()).hexdigest()[:32]}.release"
+        # folders of older versions have names of half the length
+        old = hashlib.sha256(message_id.encode()).hexdigest()[:32]
+        if (file := self.folder / f"{old}.release").exists():
+            return file
+        return self.folder / f"{hashlib.sha256(message_id.encode()).hexdigest()}.release"
 
 
 def write_once(file: Path, content: bytes) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fedduet.clients.vault import feedback
 from fedduet.clients.vault.budget.ledger import Ledger, LedgerError
-from fedduet.clients.vault.feedback import CLIP, clipped_gradients, vote_sum
+from fedduet.clients.vault.feedback import CLIP, VOTE, clipped_gradients, vote_sum
 from fedduet.clients.vault.release.policy import delta_for
 from fedduet.clients.vault.release.privacy_unit import owners_of
 from fedduet.conf.check import ConfigError, check
@@ -88,7 +88,7 @@ def test_texts_are_released_by_a_plan_and_a_training_of_users(by_user, seen):
         len(users),
         delta_for(vault.config.policy, len(users)),
     )
-    (line,) = (vault.config.folder / "ledger.jsonl").read_text().splitlines()
+    line, _ = (vault.config.folder / "ledger.jsonl").read_text().splitlines()
     assert json.loads(line)["unit"] == "user" and json.loads(line)["event"]["sample_rate"] == rate
 
 
@@ -129,7 +129,7 @@ def test_each_user_moves_the_sum_of_votes_by_one(monkeypatch):
         moved = np.linalg.norm(
             whole - vote_sum(own[rest], own_labels[rest], texts, labels, 2, owners[rest])
         )
-        assert moved == pytest.approx(1.0, abs=1e-9) and (owners == user).sum() > 1
+        assert 0.999 * VOTE < moved <= VOTE and (owners == user).sum() > 1
 
 
 def test_each_user_moves_the_scorers_sum_by_the_clip_and_it_is_their_mean_gradient():

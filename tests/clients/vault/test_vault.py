@@ -123,7 +123,7 @@ def test_rounds_are_planned_together_and_add_up_to_the_asked_epsilon(site):
     assert ledger_of(vault).plans() == [
         Event.poisson_gaussian(one.receipt.noise_multiplier, 0.5, 8)
     ]
-    assert ledger_of(vault).heads() == {one.receipt.ledger_head, two.receipt.ledger_head}
+    assert ledger_of(vault).heads() > {one.receipt.ledger_head, two.receipt.ledger_head}
     over = vault.synthesize(ask("m3", run="other"))
     assert isinstance(over, Refused) and over.kind == "budget" and "run r" not in over.reason
 
@@ -139,9 +139,11 @@ def test_a_crash_after_the_charge_is_made_good_without_a_second(site, monkeypatc
         patch.setattr(synthesis, where, crash)
         failed = vault.synthesize(ask())
     assert (
-        isinstance(failed, Refused) and failed.kind == "error" and "RuntimeError" in failed.reason
+        isinstance(failed, Refused)
+        and failed.kind == "error"
+        # an exception may quote a record, and which one it is may depend on one
+        and failed.reason == "synthesize failed; the site's failures.log says why"
     )
-    assert "coffee" not in failed.reason  # an exception may quote a record
     assert "my private coffee" in (vault.config.folder / "failures.log").read_text()
     (charged,) = ledger_of(vault).entries()
     assert released(vault) == []
@@ -169,9 +171,10 @@ def test_records_that_changed_after_the_charge_release_nothing(site, monkeypatch
     assert (
         isinstance(answer, Refused)
         and answer.kind == "ledger"
-        and "8 steps" in answer.reason
+        and "8 steps" not in answer.reason
         and released(vault) == []
     )
+    assert "training ran 8 steps" in (vault.config.folder / "failures.log").read_text()
 
 
 def test_two_trainings_for_one_id_at_once_are_one_release(site, monkeypatch):
@@ -199,7 +202,14 @@ def test_two_trainings_for_one_id_at_once_are_one_release(site, monkeypatch):
 
 
 def test_noise_from_a_seed_is_not_called_dp_sgd(site):
-    assert site(seeded_noise=True).synthesize(ask()).receipt.mechanism == "dp-sgd with seeded noise"
+    simulated = site("a", seeded_noise=True, simulated=True).synthesize(ask())
+    assert simulated.receipt.mechanism == "dp-sgd with seeded noise"
+    # whoever knows the seed takes the noise off: at a real site a release without a guarantee
+    refused = site(seeded_noise=True).synthesize(ask())
+    assert isinstance(refused, Refused) and "carries no privacy guarantee" in refused.reason
+    answer = site("b", {"allow_unprotected": True}, seeded_noise=True).synthesize(ask())
+    assert (answer.receipt.mechanism, answer.receipt.epsilon) == ("none", math.inf)
+    assert answer.receipt.noise_multiplier == simulated.receipt.noise_multiplier > 0
 
 
 # --- What goes in, and how many come out ----------------------------------------------------------
