@@ -33,15 +33,19 @@ before it.
 Answer with the numbers to keep as a JSON list, for example [0, 2], or [] for none. Write nothing else."""
 
 PLACEHOLDERS = {
-    "control_code": ({"domain", "label"}, {"label"}),  # allowed, required
+    "control_code": ({"domain", "label", "meaning"}, {"label"}),  # allowed, required
+    "about": ({"domain"}, set()),
     "domain": ({"client"}, set()),
     "prompts.chat_system": ({"domain", "labels", "noun", "n"}, set()),
     "prompts.chat_augment": (
-        {"domain", "label", "labels", "n", "noun", "examples"},
+        {"domain", "label", "labels", "meaning", "n", "noun", "examples"},
         {"label", "n", "examples"},
     ),
     "prompts.chat_judge": ({"domain", "labels", "noun", "members"}, {"members"}),
-    "prompts.completion_document": ({"domain", "label", "noun", "text"}, {"label", "text"}),
+    "prompts.completion_document": (
+        {"domain", "label", "meaning", "noun", "text"},
+        {"label", "text"},
+    ),
 }
 
 
@@ -137,9 +141,14 @@ class TaskConfig(Section):
     public_path: str | None = None
     validation_path: str | None = None
 
-    control_code: str = "Product: {domain}\nRating: {label}\nReview:"
+    # what the texts are, e.g. "questions that customers ask a bank": every prompt says it
+    about: str | None = None
+    # what each label stands for, in a sentence: raw value or wording -> meaning
+    meanings: dict[str, str] = Field(default_factory=dict)
+    # what a generator's training string starts with; null: made of `about`, label and meaning
+    control_code: str | None = None
     separator: str = " "
-    noun: str = "review"
+    noun: str = "text"  # what one text is called
     prompts: PromptsConfig = Field(default_factory=PromptsConfig)
 
     @field_validator("name", "train_split", "text_column", "label_column", mode="before")
@@ -212,7 +221,7 @@ class TaskConfig(Section):
             )
         return labels
 
-    @field_validator("control_code", "domain")
+    @field_validator("control_code", "domain", "about")
     @classmethod
     def _known_placeholders(cls, template: str | None, info: Any) -> str | None:
         if template is None:
@@ -220,13 +229,41 @@ class TaskConfig(Section):
         check_placeholders(info.field_name, template)
         if info.field_name == "control_code":
             try:  # Task.control fills it with str.format
-                template.format(domain="", label="")
+                template.format(domain="", label="", meaning="")
             except (ValueError, KeyError, IndexError) as failure:
                 raise ValueError(
                     f"found {template!r}; a brace other than {{domain}} and {{label}} is written"
                     f" double ({failure})"
                 ) from None
         return template
+
+    @field_validator("meanings", mode="before")
+    @classmethod
+    def _sentences(cls, value: Any) -> Any:
+        given = value or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"found {value!r}; allowed: a mapping from label to a sentence")
+        sentences = {raw_value(label): " ".join(str(text).split()) for label, text in given.items()}
+        if empty := [label for label, text in sentences.items() if not text]:
+            raise ValueError(f"found no words for {empty[0]!r}; allowed: a sentence")
+        return sentences
+
+    @model_validator(mode="after")
+    def _every_label_has_a_meaning(self) -> TaskConfig:
+        found, known = self.meanings_by_wording, wordings(self.labels)
+        if found and set(found) != set(known):
+            wrong = sorted(set(found) ^ set(known))
+            raise ValueError(
+                f"meanings: found {', '.join(found)}; allowed: one for each of the labels"
+                f" {', '.join(known)} ({wrong[0]} is only in one of them)"
+            )
+        return self
+
+    @property
+    def meanings_by_wording(self) -> dict[str, str]:
+        """The meanings under the wordings of their labels; empty when none are given."""
+        words = {raw_value(raw): wording for raw, wording in self.labels.items()}
+        return {words.get(label, label): text for label, text in self.meanings.items()}
 
     @model_validator(mode="after")
     def _fits_together(self) -> TaskConfig:

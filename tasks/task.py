@@ -53,6 +53,8 @@ class Task:
     noun: str = "review"  # what one text is, for prompts
     prompts: Prompts = field(default_factory=Prompts)
     kind: str = "classification"
+    about: str = ""  # what the texts are, e.g. "questions that customers ask {domain}"
+    meanings: tuple[str, ...] = ()  # what a label stands for, in a sentence; empty: its wording
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -60,4 +62,17 @@ class Task:
 
     def control(self, domain: str, label: int) -> str:
         """The control code of a (domain wording, label index), separator included."""
-        return self.control_code.format(domain=domain, label=self.labels[label]) + self.separator
+        return (
+            self.control_code.format(
+                domain=domain, label=self.labels[label], meaning=self.meaning(label)
+            )
+            + self.separator
+        )
+
+    def meaning(self, label: int) -> str:
+        """What the label with this index stands for: its sentence, or else its wording."""
+        return self.meanings[label] if self.meanings else self.labels[label]
+
+    def described(self, domain: str) -> str:
+        """What the texts of a domain are: `about`, or neutral words."""
+        return (self.about or f"{self.noun}s about {{domain}}").replace("{domain}", domain)

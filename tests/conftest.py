@@ -53,7 +53,7 @@ def overrides(tiny_model, private_csv, tmp_path):
     from fedduet.tasks.builtin.world import world_records
 
     answers = {
-        f"Rating: {label}\nReview:$": [
+        f"Label: {label}\nText:$": [
             record.text for record in world_records("lamps", 80, 3) if record.label == index
         ]
         for index, label in enumerate(("negative", "positive"))

@@ -20,7 +20,7 @@ class LLMConfig(Section):
 
     engine: Literal["transformers", "openai", "scripted"] = "transformers"
     # auto: chat iff the tokenizer has a chat template; openai: chat
-    form: Literal["auto", "chat", "completion"] = "auto"
+    form: Literal["auto", "chat", "completion", "list"] = "auto"
     # prompt + answer, tokens; null: the model's own
     context: int | None = pydantic.Field(default=None, gt=1)
     name: str | None = None  # shown in reports; null: engine and model

@@ -185,7 +185,7 @@ def _open_endpoint(config: LLMConfig, run_folder: Path | None) -> LLM:
     endpoint = Endpoint(
         base_url=str(config.base_url),
         model=str(config.model),
-        form="completion" if config.form == "completion" else "chat",
+        form=config.form if config.form in ("completion", "list") else "chat",
         key=os.environ[config.api_key_env] if config.api_key_env else None,
         send_seed=config.send_seed,
         send_top_k=config.send_top_k,

@@ -172,7 +172,7 @@ class OpenAILLM:
         """Why `request` need not be sent, or ""."""
         if request.contrast is not None:
             return NO_CONTRAST
-        if self.form == "completion" and not isinstance(request.prompt, str):
+        if self.form != "chat" and not isinstance(request.prompt, str):
             return (
                 "the prompt is a chat, but this endpoint is used in completion form (strings) only"
             )

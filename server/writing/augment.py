@@ -47,7 +47,7 @@ class AugmentConfig(Section):
     per_label: int = pydantic.Field(default=200, ge=1)
     shots: int = pydantic.Field(default=2, ge=0)  # demonstrations of each label in a prompt
     shot_tokens: int = pydantic.Field(default=96, ge=4)  # a longer demonstration is cut
-    per_request: int = pydantic.Field(default=5, ge=1)  # texts asked for at once, chat form only
+    per_request: int = pydantic.Field(default=5, ge=1)  # texts asked for at once, chat and list
     # texts asked for / texts wanted; the best are taken
     oversample: float = pydantic.Field(default=1.5, ge=1)
     # times the LLM is asked while texts of a label are missing
@@ -168,7 +168,7 @@ def augment(
 
 
 def _texts_per_request(llm: LLM, config: AugmentConfig) -> int:
-    return config.per_request if llm.form == "chat" else 1
+    return 1 if llm.form == "completion" else config.per_request
 
 
 class Sampling(Protocol):
@@ -202,7 +202,7 @@ def text_request(
     new_tokens = min(config.max_new_tokens * number, llm.context // 2)
     shots = [
         Record(cut_to_tokens(shot.text, count, config.shot_tokens), shot.label, shot.domain)
-        for shot in queue.draw_for(label, config.shots)
+        for shot in (queue.draw if llm.form == "list" else queue.draw_for)(label, config.shots)
     ]
     try:
         prompt, fit = augment_prompt(

@@ -52,14 +52,14 @@ def build_task(config: TaskConfig) -> Task:
     """The public description of the task. Reads data only where the clients' names stand nowhere
     else."""
     labels = label_wordings(config)
-    document = config.prompts.completion_document
+    document, control = config.prompts.completion_document, control_code(config)
     if document is None:
-        document = config.control_code + config.separator + "{text}"
+        document = control + config.separator + "{text}"
     return Task(
         name=config.name,
         labels=labels,
         domains={client: domain_wording(config, client) for client in client_names(config)},
-        control_code=config.control_code,
+        control_code=control,
         separator=config.separator,
         noun=config.noun,
         prompts=Prompts(
@@ -69,7 +69,21 @@ def build_task(config: TaskConfig) -> Task:
             document,
         ),
         kind=config.kind,
+        about=config.about or "",
+        meanings=tuple(config.meanings_by_wording[label] for label in labels if config.meanings),
     )
+
+
+def control_code(config: TaskConfig) -> str:
+    """The configured control code, or one made of what the texts are said to be."""
+    if config.control_code is not None:
+        return config.control_code
+    if config.source == "world":
+        return world.CONTROL_CODE
+    about = config.about or f"{config.noun}s about {{domain}}"
+    meaning = " ({meaning})" if config.meanings else ""
+    opening = about[:1].upper() + about[1:]
+    return f"{opening}\nLabel: {{label}}{meaning}\n{config.noun.capitalize()}:"
 
 
 def load_client(config: TaskConfig, client: str, seed: int, by_user: bool = False) -> Split:

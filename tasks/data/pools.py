@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedduet.conf.check import ConfigError, nearest
+from fedduet.tasks import builtin
 from fedduet.tasks.builtin import world
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data import partition as part
@@ -16,6 +17,9 @@ from fedduet.tasks.data.hub import read_hub
 from fedduet.tasks.data.read import Columns, OnBad, Row, fail, file_format, read_rows, stem
 from fedduet.tasks.labels import indices, wordings
 from fedduet.tasks.task import Record
+
+BUILTIN = "builtin:"  # task.root: data that came with the project
+BUILTIN_FOLDER = Path(builtin.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def _located(config: TaskConfig, path: str) -> Path:
+    if config.root and config.root.startswith(BUILTIN):
+        return BUILTIN_FOLDER / config.root.removeprefix(BUILTIN) / path
     return (Path(config.root or "") / Path(path).expanduser()).expanduser().absolute()
 
 

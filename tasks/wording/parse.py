@@ -37,6 +37,8 @@ def parse_generated(task: Task, form: str, answer: str, label: int) -> Generated
     """
     if form == "completion":
         return _documents(task, answer, label)
+    if form == "list":
+        return _items(answer, label)
     answer = unwrapped(answer)
     found = _from_json(task, answer, label)
     pairs = _from_lines(task, answer, label) if found is None else found
@@ -232,6 +234,19 @@ def _counts_up(lines: list[str]) -> bool:
     return len(numbers) > 1 and numbers == list(range(1, len(numbers) + 1))
 
 
+def _items(answer: str, label: int) -> Generated:
+    """The items of a numbered list that the prompt left open behind a number; ends where numbers
+    stop counting up."""
+    found: Generated = []
+    for place, line in enumerate(unwrapped(answer).split("\n")):
+        body = line if place == 0 else _ITEM.sub("", line)
+        if place and (body == line or not body.strip()):  # not an item: the list is over
+            break
+        if text := _clean(body):
+            found.append((text, label))
+    return found
+
+
 def _documents(task: Task, answer: str, label: int) -> Generated:
     """What stands before the first blank line, and any further document that begins with a control
     code of the task."""
@@ -242,6 +257,7 @@ def _documents(task: Task, answer: str, label: int) -> Generated:
         re.escape(template)
         .replace(r"\{noun\}", re.escape(task.noun))
         .replace(r"\{domain\}", r"[^\n]{0,200}?")
+        .replace(r"\{meaning\}", r"[^\n]{0,400}?")
     )
     pattern = pattern.replace(r"\{label\}", f"(?P<label>{words})", 1).replace(
         r"\{label\}", "(?P=label)"

@@ -28,7 +28,7 @@ __all__ = [
 
 Prompt = str | tuple[tuple[str, str], ...]  # completion: one string; chat: (role, content) turns
 
-FORMS = ("chat", "completion")
+FORMS = ("chat", "completion", "list")
 STOP = "\n\n"  # ends one document in completion form
 TURN_TOKENS = 8  # what a chat template adds to a turn, an upper estimate [our choice]
 NO_EXAMPLES = "(none)"
@@ -80,7 +80,9 @@ def augment_prompt(
     """(a few-shot prompt for new texts of one label, of at most `budget_tokens` tokens; the
     demonstrations it shows, in the order given).
 
-    Chat form asks for `n` texts, one a line as `label: text`. Completion form shows documents
+    Chat form asks for `n` texts, one a line as `label: text`. List form is a numbered list of texts
+    of the wanted label alone that a model goes on with, some texts to a request; examples of other
+    labels are left out. Completion form shows documents
     separated by a blank line and ends in the open control code of the wanted label; it yields one
     text (`n` is not used), ended by STOP. What does not fit is left out whole:
     demonstrations are tried one of each label in turn, the wanted label first, so that a long text
@@ -88,6 +90,8 @@ def augment_prompt(
     prompt has more tokens than the budget with no demonstration.
     """
     _check(task, form, label)
+    if form == "list":
+        demonstrations = [record for record in demonstrations if record.label == label]
     written = [_shown(task, form, record, domain) for record in demonstrations]
     prompt = _augment(task, form, domain, label, (), n)
     bare = _tokens(prompt, count_tokens)
@@ -123,12 +127,12 @@ def judge_prompt(task: Task, form: str, domain: str, members: Sequence[Record]) 
     )
     values = {
         "domain": domain,
-        "labels": ", ".join(task.labels),
+        "labels": labels_in_words(task),
         "noun": task.noun,
         "members": numbered,
     }
     question = fill(task.prompts.chat_judge, **values)
-    if form == "completion":
+    if form != "chat":
         return question + OPEN_LIST
     return (("user", question),)
 
@@ -144,7 +148,7 @@ def task_prompt(task: Task, form: str, domain: str, text: str) -> Prompt:
     """
     _check(task, form, 0)
     values = {"domain": domain, "noun": task.noun, "text": one_line(text)}
-    if form == "completion":
+    if form != "chat":
         return fill(_task_template(task).partition("{label}")[0].rstrip(), **values)
     asked = (
         "Domain: {domain}\n\n{text}\n\nWhich label does this {noun} have:"
@@ -156,7 +160,7 @@ def task_prompt(task: Task, form: str, domain: str, text: str) -> Prompt:
 def task_answer(task: Task, form: str, label: int) -> str:
     """What V(x) is answered with: the label's wording, after a space in completion form."""
     _check(task, form, label)
-    return f" {task.labels[label]}" if form == "completion" else task.labels[label]
+    return f" {task.labels[label]}" if form != "chat" else task.labels[label]
 
 
 def _task_template(task: Task) -> str:
@@ -179,10 +183,17 @@ def _augment(
         # a model's next token brings its own leading space
         opening = _control(task, domain, label).rstrip(" \t")
         return STOP.join([*shown, opening])
+    if form == "list":
+        kind = task.labels[label] + (f" ({task.meaning(label)})" if task.meanings else "")
+        about = task.described(domain)
+        numbered = [f"{number}. {text}" for number, text in enumerate(shown, 1)]
+        opening = f"{about[:1].upper()}{about[1:]}, all of them {kind}:"
+        return "\n".join([opening, *numbered, f"{len(shown) + 1}."])
     values = {
         "domain": domain,
         "label": task.labels[label],
-        "labels": ", ".join(task.labels),
+        "labels": labels_in_words(task),
+        "meaning": task.meaning(label),
         "n": n,
         "noun": task.noun,
     }
@@ -193,7 +204,17 @@ def _augment(
     return tuple(turns)
 
 
+def labels_in_words(task: Task) -> str:
+    """The labels in order, each with its meaning where it has one."""
+    if not task.meanings:
+        return ", ".join(task.labels)
+    pairs = zip(task.labels, task.meanings, strict=True)
+    return "; ".join(f"{label} ({meaning})" for label, meaning in pairs)
+
+
 def _shown(task: Task, form: str, record: Record, domain: str) -> str:
+    if form == "list":
+        return one_line(record.text)
     if form == "completion":
         return document(task, record, domain)
     return f"{task.labels[record.label]}: {one_line(record.text)}"
@@ -201,12 +222,13 @@ def _shown(task: Task, form: str, record: Record, domain: str) -> str:
 
 def _control(task: Task, domain: str, label: int) -> str:
     template = task.prompts.completion_document or task.control_code + task.separator + "{text}"
-    return _filled_control(template.removesuffix("{text}"), domain, task.labels[label], task.noun)
+    opening = template.removesuffix("{text}")
+    return _filled_control(opening, domain, task.labels[label], task.meaning(label), task.noun)
 
 
 @functools.lru_cache(maxsize=1024)
-def _filled_control(template: str, domain: str, label: str, noun: str) -> str:
-    return fill(template, domain=domain, label=label, noun=noun)
+def _filled_control(template: str, domain: str, label: str, meaning: str, noun: str) -> str:
+    return fill(template, domain=domain, label=label, meaning=meaning, noun=noun)
 
 
 def _in_turn(records: Sequence[Record], first: int, labels: int) -> list[int]:
