@@ -6,15 +6,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedduet.clients.vault.answering.config import AnswersConfig
-from fedduet.clients.vault.config import SiteConfig, site_settings
-from fedduet.conf.check import ConfigError, check
-from fedduet.tasks.data.questions import check_task, names_of
+from fedduet.clients.vault.config import SiteConfig, SitesPart, read_sites
+from fedduet.conf.check import ConfigError
+from fedduet.tasks.data.questions import names_of
 from fedduet.wire.messages import is_name
 
 from fedduet import conf
@@ -42,25 +41,22 @@ def site_folder(client: str) -> str:
     return client if is_name(client) else f"site-{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
-def simulated_site(
-    config: Mapping[str, Any], client: str, folder: Path, sites: Path, pooled: bool = False
-) -> SiteConfig:
+def simulated_site(part: SitesPart, client: str, folder: Path, pooled: bool = False) -> SiteConfig:
     """The site of `client` as a run's configuration has it, with its state in `folder`."""
-    slm, generator, privacy = site_settings(config)
     return SiteConfig(
         client,
         folder,
-        check_task(config["task"]),
-        slm,
-        generator,
-        privacy.policy,
-        seed=int(config["seed"]),
-        seeded_noise=privacy.seeded_noise,
-        scorer_embedding=privacy.scorer_embedding,
-        counterfactual_baselines=privacy.counterfactual_baselines,
+        part.task,
+        part.slm,
+        part.generator,
+        part.privacy.policy,
+        seed=part.seed,
+        seeded_noise=part.privacy.seeded_noise,
+        scorer_embedding=part.privacy.scorer_embedding,
+        counterfactual_baselines=part.privacy.counterfactual_baselines,
         pooled=pooled,
-        pooled_folder=sites / POOLED_FOLDER,
-        answers=check(AnswersConfig, config["answers"], "answers"),
+        pooled_folder=folder.parent / POOLED_FOLDER,
+        answers=part.answers,
         simulated=True,
     )
 
@@ -78,22 +74,18 @@ def _open(dumped: str, partition: int, run_id: int) -> AnyVault:
     from fedduet.clients.vault.dispatch import open_vault
 
     give_back_memory()
-    config = conf.from_run_config({"config": dumped})
-    if config["federation"]["kind"] == "simulation":
-        torch.set_num_threads(max(1, round(float(config["federation"]["cpus_per_client"]))))
-    names = names_of(check_task(config["task"]))
+    part = read_sites(conf.from_run_config({"config": dumped}))
+    if part.federation.kind == "simulation":
+        torch.set_num_threads(max(1, round(part.federation.cpus_per_client)))
+    names = names_of(part.task)
     if partition >= len(names):
         raise ConfigError(
             f"this node is number {partition + 1}, but the task has {len(names)} clients:"
             f" {', '.join(names)}"
         )
     # without a folder every run's sites start anew
-    run_folder = config["run"]["folder"] or f"runs/flower-{run_id}"
-    sites = Path(config["federation"]["state_folder"] or Path(run_folder) / "sites")
+    sites = replace(part, folder=part.folder or Path(f"runs/flower-{run_id}")).state_folder
     if partition < 0:
-        return open_vault(
-            simulated_site(config, "pooled", sites / POOLED_FOLDER, sites, pooled=True)
-        )
-    return open_vault(
-        simulated_site(config, names[partition], sites / site_folder(names[partition]), sites)
-    )
+        return open_vault(simulated_site(part, "pooled", sites / POOLED_FOLDER, pooled=True))
+    name = names[partition]
+    return open_vault(simulated_site(part, name, sites / site_folder(name)))

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedduet.conf.check import ConfigError
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
 FOLDER = Path(__file__).parent
 BUILTIN = "builtin:"
@@ -31,13 +33,19 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():  # within another @hydra.main, e.g. a sweep
-        return OmegaConf.to_container(
-            hydra_compose("config", overrides=list(overrides)), resolve=True
-        )
+        return plain(hydra_compose("config", overrides=list(overrides)))
     with initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return OmegaConf.to_container(
-            hydra_compose("config", overrides=list(overrides)), resolve=True
-        )
+        return plain(hydra_compose("config", overrides=list(overrides)))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """What Hydra composed, as plain dicts. Raises ConfigError for a value that refers to one that
+    the person has to set."""
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except InterpolationToMissingValueError as problem:
+        key = str(problem).partition("Missing mandatory value: ")[2].split()[0]
+        raise ConfigError(f"{key}: not set; pass {key}=...") from None
 
 
 def choices(group: str) -> list[str]:

@@ -4,7 +4,7 @@ what to change."""
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -25,6 +25,40 @@ class Section(pydantic.BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T")
+
+
+class Problems:
+    """Collects what is wrong, so that a person reads all of it at once and not one after
+    another."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._said)
+
+    def of(self, read: Callable[..., T], *arguments: Any, **named: Any) -> T | None:
+        """What `read` returns; None, and its complaints are kept, where it raises ConfigError."""
+        try:
+            return read(*arguments, **named)
+        except ConfigError as problem:
+            self._said |= dict.fromkeys(str(problem).split("\n"))
+            return None
+
+    def end(self) -> None:
+        """Raises ConfigError with every complaint, each once, in a line of its own."""
+        if self._said:
+            raise ConfigError("\n".join(self._said))
+
+
+def unset(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """A complaint for each key that a YAML file leaves to the person (`???`) and nobody has set."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from unset(value, f"{above}{key}.")
+        elif value == "???":
+            yield f"{above}{key}: not set; pass {above}{key}=..."
 
 
 def nearest(found: str, allowed: list[str]) -> str:
@@ -49,7 +83,7 @@ def check(kind: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def _sentence(kind: type[Section], error: Any, where: str) -> str:
-    key = ".".join([where, *(str(part) for part in error["loc"])])
+    key = ".".join([*([where] if where else []), *(str(part) for part in error["loc"])])
     found = error["input"]
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest(str(error['loc'][-1]), list(kind.model_fields))}"

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedduet.clients.vault.config import read_sites
 from fedduet.conf.check import ConfigError
+from fedduet.conf.sections import read_top
 from fedduet.scripts.launching.lengths import token_counts
 from fedduet.scripts.launching.words import check_words
 from fedduet.scripts.reporting.data_card import bad_rows, remarks, tables
@@ -34,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
         return _describe_file(section, console)
     task = check_task(section)
     if isinstance(task, QuestionsConfig):
-        return _questions(task, int(config["seed"]), console)
-    batch = int(config["generator"]["logical_batch"])
-    found = profile(task, int(config["seed"]), token_counts(config, task), batch)
+        return _questions(task, read_top(config).seed, console)
+    part = read_sites(config)
+    counts = token_counts(part.slm, part.generator, task)
+    found = profile(task, part.seed, counts, part.generator.logical_batch)
     show(found, console)
     stops = bool(found.bad) and task.on_bad_row == "fail"
     if stops:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 from fedduet.clients.simulated import site_folder
-from fedduet.conf.check import ConfigError, nearest
+from fedduet.conf.check import ConfigError, check, nearest
 from fedduet.scripts.reporting.terminal import Display
 from fedduet.strategies import installed
 from fedduet.strategies.run.summary import PACKAGES, told
@@ -129,14 +129,16 @@ def predict(argv: Sequence[str]) -> int:
     folder = model_folder(given.run, given.client, given.model)
     from fedduet.lm.models.load import load_classifier, load_tokenizer
     from fedduet.lm.training.classify import predict_probabilities
+    from fedduet.lm.training.config import SLMConfig
     from fedduet.tasks.config import TaskConfig
     from fedduet.tasks.data.load import build_task
 
     config = yaml.safe_load((given.run / "config.yaml").read_text(encoding="utf-8"))
-    task, tokenizer = build_task(TaskConfig(**config["task"])), load_tokenizer(folder)
+    task = build_task(check(TaskConfig, config["task"], "task"))
+    tokenizer = load_tokenizer(folder)
     model = load_classifier(folder, len(task.labels), 0, tokenizer)
     probabilities = predict_probabilities(
-        model, tokenizer, given.texts, int(config["slm"]["max_tokens"])
+        model, tokenizer, given.texts, check(SLMConfig, config["slm"], "slm").max_tokens
     )
     print(
         f"{folder.name} at {given.client}: {_measured(given.run, given.client, folder.name)}",

@@ -22,7 +22,7 @@ from fedduet.scripts.sweeping import plan as sweep  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 
 from fedduet import conf  # noqa: E402
 
@@ -129,11 +129,20 @@ def _complete_commands(arguments: list[str]) -> None:
         print(" ".join(name for name in COMMANDS if name.startswith(typed[0])))
 
 
+QUOTING = (
+    "a value with other signs than plain letters, digits and _ - / . is quoted, twice in a shell:"
+    """ 'task.clients=["St. Mary","südklinik"]'"""
+)
+
+
 def _advice(problem: str) -> str:
     """Hydra's complaint, with the nearest keys where a key is unknown."""
+    first = problem.splitlines()[0]
+    if parsed := re.match(r"(?:\w+Exception: |Error parsing override )(.*)", first):
+        return f"{parsed[1]} cannot be read; {QUOTING}"
     unknown = re.search(r"Could not override '([^']+)'", problem)
     if not unknown:
-        return problem.splitlines()[0]
+        return first
     key = unknown[1].rstrip(".")
     return f"unknown key {key!r}; {nearest(key, list(conf.keys(conf.compose([]))))}"
 
@@ -170,12 +179,12 @@ def _run_configuration(config: DictConfig) -> Any:
         return sweep.run_job(
             Path(hydra_config.sweep.dir).absolute(),
             overrides,
-            OmegaConf.to_container(config, resolve=True),
+            conf.plain(config),
             launch,
         )
     try:
         command = shlex.join(["fedduet", *HydraConfig.get().overrides.task])
-        accuracy = launch(OmegaConf.to_container(config, resolve=True), command)["accuracy"]
+        accuracy = launch(conf.plain(config), command)["accuracy"]
     except (ConfigError, RunFailed) as problem:
         print(f"error: {problem}", file=sys.stderr)
         _exit_codes.append(2 if isinstance(problem, ConfigError) else 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 from logging import INFO, WARNING
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 from fedduet.server.cards import write_adapter_cards
 from fedduet.server.cloud import LLMCloud
-from fedduet.server.strategy import chosen_strategy, task_for
+from fedduet.server.config import read_server
 from fedduet.server.tuner import LLMTuner
 from fedduet.strategies.run.moves import Moves
 from fedduet.strategies.run.run_folder import Listener, RunFolder, write_atomically
 from fedduet.strategies.run.sites import Sites, SitesConfig
 from fedduet.strategies.run.summary import summarise
-from fedduet.tasks.builtin.standin import describe
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import build_task
 from fedduet.tasks.data.questions import names_of
@@ -49,24 +47,24 @@ def conduct(
     Raises ConfigError before anything is loaded; whatever ends a run early is raised after
     `summary.json` says "failed".
     """
-    chosen = chosen_strategy(config["strategy"])
-    spec, task_config = chosen.spec, task_for(chosen.spec, config["task"])
+    part = read_server(config)
+    chosen, task_config, seed = part.strategy, part.task, part.seed
+    spec, federation = chosen.spec, part.federation
     names = names_of(task_config)
-    seed, federation, privacy = int(config["seed"]), config["federation"], config["privacy"]
 
-    run = RunFolder(run_path(config), config, listeners)
+    run = RunFolder(part.folder, config, listeners)
     waits = SitesConfig(
-        phase_timeout=float(federation["phase_timeout"]),
-        gather_timeout=float(federation["gather_timeout"]),
-        minimum=int(federation["minimum_sites"]),
+        phase_timeout=federation.phase_timeout,
+        gather_timeout=federation.gather_timeout,
+        minimum=federation.minimum_sites,
     )
     sites = Sites(grid, run, _run_id(run.path), waits)
     cloud, tuner = None, None
     if isinstance(task_config, TaskConfig):
         task = build_task(task_config)
-        cloud = LLMCloud(run, task, config["llm"], chosen.curate, chosen.augment, seed)
+        cloud = LLMCloud(run, task, part.llm, chosen.curate, chosen.augment, seed)
         tuner = (
-            LLMTuner(run, task, cloud, chosen.tuning, task_config, federation["kind"], seed)
+            LLMTuner(run, task, cloud, chosen.tuning, task_config, federation.kind, seed)
             if chosen.tuning
             else None
         )
@@ -75,10 +73,10 @@ def conduct(
         sites=sites,
         cloud=cloud,
         tuner=tuner,
-        epsilon=float(privacy["epsilon"]),
-        delta=privacy["delta"],
+        epsilon=part.privacy.epsilon,
+        delta=part.privacy.delta,
         seed=seed,
-        feedback=str(privacy["feedback"]),
+        feedback=part.privacy.feedback,
     )
     run.event("start", strategy=spec.name, task=task_config.name, seed=seed, clients=list(names))
     status = "failed"
@@ -89,7 +87,7 @@ def conduct(
     finally:
         run.event("end", status=status)
         about = {"task": task_config.name, "seed": seed, "rounds": chosen.rounds}
-        about["llm"] = cloud.description if cloud else _llm_of(config)
+        about["llm"] = cloud.description if cloud else part.asked_llm
         about["metric"] = getattr(task_config, "metric", "accuracy")
         summary = summarise(run, moves, spec, about, status)
         run.summary(summary)
@@ -97,30 +95,6 @@ def conduct(
         if cloud:
             cloud.close()
     return summary
-
-
-def _llm_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How reports name the LLM that the sites ask themselves."""
-    answers = config["answers"]
-    asked = answers["base_url"] or answers["llm_path"]
-    return {
-        "engine": "gateway" if answers["base_url"] else "transformers",
-        "path": asked,
-        "description": describe(str(asked)),
-    }
-
-
-def run_path(config: Mapping[str, Any]) -> Path:
-    """The run folder: `run.folder`, or a fresh one under runs/ named by strategy, task, seed and
-    time."""
-    folder = config["run"]["folder"]
-    if folder:
-        return Path(folder)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return (
-        Path("runs")
-        / f"{config['strategy']['name']}-{config['task']['name']}-seed{config['seed']}-{stamp}"
-    )
 
 
 def _run_id(path: Path) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from fedduet.conf.check import check
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive
 from fedduet.server.llm.base import LLM, Progress
@@ -37,13 +36,12 @@ class LLMCloud:
         self,
         run: RunFolder,
         task: Task,
-        llm: Mapping[str, Any],
+        config: LLMConfig,
         curating: CurateConfig,
         augmenting: AugmentConfig,
         seed: int,
     ) -> None:
         self._run, self._task, self._seed = run, task, seed
-        config = check(LLMConfig, llm, "llm")
         self._config = (
             config.model_copy(update={"path": resolve(config.path)}) if config.path else config
         )

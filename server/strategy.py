@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedduet.conf.check import ConfigError, check, nearest
+from fedduet.conf.check import ConfigError, Problems, check, nearest
 from fedduet.lm.training.config import ExamplesConfig, PolicyConfig
 from fedduet.server.measuring.general import GeneralConfig
 from fedduet.server.writing.augment import AugmentConfig
@@ -71,27 +71,28 @@ def chosen_strategy(section: Mapping[str, Any]) -> ChosenStrategy:
     def at(part: str) -> str:
         return "strategy" if part == ".." else f"{where}.{part}" if part else where
 
-    part, guided = needs.guided or ("", GuidedTexts())
+    found, (part, guided) = Problems(), needs.guided or ("", GuidedTexts())
+    curate = found.of(check, CurateConfig, guided.curate, f"{at(part)}.curate")
+    augment = found.of(check, AugmentConfig, guided.augment, f"{at(part)}.augment")
+    tuning = found.of(tuner_settings, needs.tuned[1], at(needs.tuned[0])) if needs.tuned else None
+    found.end()
     return ChosenStrategy(
-        spec=spec,
-        settings=settings,
-        needs=needs,
-        curate=check(CurateConfig, guided.curate, f"{at(part)}.curate"),
-        augment=check(AugmentConfig, guided.augment, f"{at(part)}.augment"),
-        tuning=tuner_settings(needs.tuned[1], at(needs.tuned[0])) if needs.tuned else None,
+        spec=spec, settings=settings, needs=needs, curate=curate, augment=augment, tuning=tuning
     )
 
 
 def tuner_settings(config: TunedLLM, where: str = "strategy") -> TunerSettings:
     """The server's part of the section of a strategy that tunes the LLM. Raises ConfigError."""
-    objective = {} if config.tuning == "none" else {"objective": config.tuning}
-    return TunerSettings(
-        check(WriteConfig, config.write, f"{where}.write"),
-        check(PolicyConfig, dict(config.policy) | objective, f"{where}.policy"),
-        check(ExamplesConfig, config.examples, f"{where}.examples"),
-        check(GeneralConfig, config.general, f"{where}.general"),
+    objective, found = {} if config.tuning == "none" else {"objective": config.tuning}, Problems()
+    made = TunerSettings(
+        found.of(check, WriteConfig, config.write, f"{where}.write"),
+        found.of(check, PolicyConfig, dict(config.policy) | objective, f"{where}.policy"),
+        found.of(check, ExamplesConfig, config.examples, f"{where}.examples"),
+        found.of(check, GeneralConfig, config.general, f"{where}.general"),
         config.llm_test_rows,
     )
+    found.end()
+    return made
 
 
 def task_for(spec: Spec, section: Mapping[str, Any]) -> AnyTask:

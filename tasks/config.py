@@ -324,6 +324,12 @@ class TaskConfig(Section):
                 f"{self.partition}, where names stand for no rows; allowed: public_path"
             )
         if self.partition in ("iid", "dirichlet"):
+            if self.client_column is not None:
+                raise ValueError(
+                    f"client_column: found {self.client_column!r} with partition={self.partition},"
+                    " which deals rows out whoever's they are; allowed: null, or partition=column"
+                    " (and clients=null for all of the column)"
+                )
             if self.clients is None:
                 raise ValueError(
                     f"clients: missing with partition={self.partition}; give their number or names"

@@ -11,10 +11,11 @@ import pydantic
 from fedduet.clients.vault.answering.config import AnswersConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.clients.vault.release.privacy_unit import check_unit
-from fedduet.conf.check import Section, check
+from fedduet.conf.check import Problems, check
+from fedduet.conf.sections import AskedPrivacy, FederationConfig, read_asked, read_common
 from fedduet.lm.dp.config import DPConfig
 from fedduet.lm.training.config import SLMConfig
-from fedduet.tasks.data.questions import AnyTask
+from fedduet.tasks.data.questions import AnyTask, check_task
 
 ScorerEmbedding = Literal["auto", "slm", "words"]
 
@@ -66,41 +67,29 @@ class GeneratorConfig(DPConfig):
         return self.method == "private_prediction"
 
 
-class PrivacyConfig(Section):
-    """What a run asks for (`epsilon`, `delta`) and, for simulated sites, the policy they answer
-    with.
+class PrivacyConfig(AskedPrivacy):
+    """What a run asks for and, for simulated sites, the policy they answer with."""
 
-    `counterfactual_baselines`: simulated sites take part in FedAvg although its weights carry no
-    guarantee; what that would have released is written to a ledger of its own, since nothing left a
-    real site. `feedback`: how scores of generated texts are protected; `scorer_embedding`: by what
-    public embedding protected scores compare texts (clients/vault/feedback.py).
-    """
-
-    epsilon: float
-    delta: float | None = None
-    policy: Policy = Policy()
-    seeded_noise: bool = False
-    counterfactual_baselines: bool = True
-    feedback: Literal["none", "votes", "gaussian"] = "none"
-    scorer_embedding: ScorerEmbedding = "auto"
-
-    @pydantic.field_validator("epsilon")
-    @classmethod
-    def _positive(cls, value: float) -> float:
-        if not value > 0:
-            raise ValueError(
-                f"found {value}; allowed: above 0 (inf needs policy.allow_unprotected)"
-            )
-        return value
-
-    @pydantic.field_validator("delta")
-    @classmethod
-    def _probability(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value < 1:
-            raise ValueError(
-                f"found {value}; allowed: above 0, below 1, or null for the site's own"
-            )
-        return value
+    policy: Policy = pydantic.Field(
+        Policy(), description="What a simulated site agrees to; a real site has its own."
+    )
+    seeded_noise: bool = pydantic.Field(
+        False, description="Reproducible DP noise, for tests only: the run is not private then."
+    )
+    counterfactual_baselines: bool = pydantic.Field(
+        True,
+        description=(
+            "Simulated sites take part in baselines that a real site would refuse, such as FedAvg,"
+            " with a ledger of their own for these: nothing left a real site."
+        ),
+    )
+    scorer_embedding: ScorerEmbedding = pydantic.Field(
+        "auto",
+        description=(
+            "What protected scores compare texts by: slm (its public start), words (hashed), auto:"
+            " words for a built-in SLM."
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -134,13 +123,43 @@ class SiteConfig:
         return self.simulated or self.seeded_noise
 
 
-def site_settings(config: Mapping[str, Any]) -> tuple[SLMConfig, GeneratorConfig, PrivacyConfig]:
-    """The sections of a run's configuration that concern sites. Raises ConfigError."""
-    # what the run asks for comes first in complaints
-    check(PrivacyConfig, dict(config["privacy"]) | {"policy": {}}, "privacy")
-    checked = check(PrivacyConfig, config["privacy"], "privacy")
-    return (
-        check(SLMConfig, config["slm"], "slm"),
-        check(GeneratorConfig, config["generator"], "generator"),
-        checked,
+@dataclass(frozen=True, kw_only=True)
+class SitesPart:
+    """The part of a run's configuration that concerns simulated sites, typed once. `folder`: the
+    run's; None: not chosen yet."""
+
+    seed: int
+    folder: Path | None
+    federation: FederationConfig
+    task: AnyTask
+    slm: SLMConfig
+    generator: GeneratorConfig
+    privacy: PrivacyConfig
+    answers: AnswersConfig
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the sites keep ledgers and models."""
+        return Path(self.federation.state_folder or (self.folder or Path("runs/none")) / "sites")
+
+
+def read_sites(config: Mapping[str, Any], problems: Problems | None = None) -> SitesPart:
+    """The sites' part of a run's configuration. Raises ConfigError with all that is wrong; where
+    `problems` are collected by the caller, who ends them, the part may lack what is wrong."""
+    found = Problems() if problems is None else problems
+    top, run, federation = read_common(config, found)
+    # what the run asks for comes first in complaints: the policy repeats its epsilon
+    asked = found.of(read_asked, config["privacy"])
+    part = SitesPart(
+        seed=top and top.seed,
+        folder=Path(run.folder) if run and run.folder else None,
+        federation=federation,
+        task=found.of(check_task, config["task"]),
+        slm=found.of(check, SLMConfig, config["slm"], "slm"),
+        generator=found.of(check, GeneratorConfig, config["generator"], "generator"),
+        privacy=asked and found.of(check, PrivacyConfig, config["privacy"], "privacy"),
+        answers=found.of(check, AnswersConfig, config["answers"], "answers"),
     )
+    if problems is None:
+        found.end()
+    return part

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedduet.clients.vault.config import GeneratorConfig, site_settings
+from fedduet.clients.vault.config import GeneratorConfig, read_sites
 from fedduet.clients.vault.release.policy import delta_for
 from fedduet.clients.vault.release.privacy_unit import check_unit, owners_of
 from fedduet.clients.vault.synthesis import write_demonstrations
@@ -68,7 +68,7 @@ class Site:
     def release(self, records: Sequence[Record], epsilon: float) -> LabelledTexts:
         """What FDKT would release of `records`, with noise for `epsilon` (inf: none). Raises
         ConfigError when nothing passes the rules."""
-        _, _, privacy = site_settings(self.config)
+        privacy = read_sites(self.config).privacy
         owners = owners_of(records, privacy.policy.unit)
         units = len(set(owners))
         made = plan(self.generator, epsilon, delta_for(privacy.policy, units, privacy.delta), units)
@@ -91,15 +91,15 @@ def open_site(overrides: Sequence[str], client: str | None, seed: int, per_label
         raise ConfigError(
             f"--client: found {name!r}; allowed: {', '.join(client_names(task_config))}"
         )
-    _, generator, privacy = site_settings(config)
-    check_unit(privacy.policy, task_config)
+    part = read_sites(config)
+    check_unit(part.privacy.policy, task_config)
     return Site(
         config,
         name,
         seed,
         build_task(task_config),
-        load_client(task_config, name, seed, privacy.policy.unit == "user"),
-        generator,
+        load_client(task_config, name, seed, part.privacy.policy.unit == "user"),
+        part.generator,
         per_label,
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fedduet.clients.simulated import simulated_site
+from fedduet.clients.vault.config import SitesPart, read_sites
 from fedduet.clients.vault.vault import Vault
 from fedduet.conf.check import ConfigError
 from fedduet.lm.attacks.membership import AUC, auc
@@ -34,7 +36,7 @@ def membership_by_scores(
     )
     with tempfile.TemporaryDirectory() as folder:
         vault = Vault(
-            simulated_site(_granting(config, epsilon), client, Path(folder) / "site", Path(folder))
+            simulated_site(_granting(read_sites(config), epsilon), client, Path(folder) / "site")
         )
         if mechanism == "none":
             learned, _ = vault.learn(Learn("learn", "attack", "local"))
@@ -46,23 +48,18 @@ def membership_by_scores(
     return {"score of a record's own text": auc(scores[:members], scores[members:])}
 
 
-def _granting(config: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
-    """`config` whose sites grant scores of this epsilon, whatever the run itself asks for."""
-    policy = dict(config["privacy"]["policy"]) | {
-        "epsilon_per_run": epsilon,
-        "epsilon_total": epsilon,
-        "allow_unprotected": True,
-    }
-    return {
-        **config,
-        "privacy": (
-            dict(config["privacy"])
-            | {
-                "epsilon": epsilon,
-                "policy": policy | {"share_scores": "any"},
-            }
-        ),
-    }
+def _granting(part: SitesPart, epsilon: float) -> SitesPart:
+    """`part` whose sites grant scores of this epsilon, whatever the run itself asks for."""
+    policy = part.privacy.policy.model_copy(
+        update={
+            "epsilon_per_run": epsilon,
+            "epsilon_total": epsilon,
+            "allow_unprotected": True,
+            "share_scores": "any",
+        }
+    )
+    privacy = part.privacy.model_copy(update={"epsilon": epsilon, "policy": policy})
+    return replace(part, privacy=privacy)
 
 
 def _not_refused(reply: Any) -> Any:

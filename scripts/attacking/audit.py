@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedduet.clients.vault.config import GeneratorConfig, site_settings
+from fedduet.clients.vault.config import GeneratorConfig, read_sites
 from fedduet.clients.vault.release.policy import delta_for
 from fedduet.clients.vault.release.privacy_unit import check_unit, owners_of
 from fedduet.clients.vault.synthesis import write_demonstrations
@@ -257,8 +257,9 @@ def main(argv: Sequence[str]) -> int:
             f"--canaries: found {given.canaries}; allowed: at least 32 (fewer cannot show anything)"
         )
     config = conf.compose(given.overrides)
-    task_config, seed = check(TaskConfig, config["task"], "task"), int(config["seed"])
-    _, generator, privacy = site_settings(config)
+    part = read_sites(config)
+    task_config, seed = check(TaskConfig, config["task"], "task"), part.seed
+    generator, privacy = part.generator, part.privacy
     client = given.client or client_names(task_config)[0]
     if client not in client_names(task_config):
         raise ConfigError(

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedduet.clients.vault.config import site_settings
-from fedduet.conf.check import ConfigError, check
+from fedduet.conf.check import ConfigError
+from fedduet.conf.sections import FederationConfig
 from fedduet.scripts.forecasting import pilot
 from fedduet.scripts.forecasting.spend import Spend, spends
 from fedduet.scripts.forecasting.work import Rows, Work, work
-from fedduet.scripts.launching.federation import FederationConfig, check_ray
 from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.launching.run_config import read_run
 from fedduet.scripts.launching.words import check_words
-from fedduet.server.strategy import chosen_strategy, task_for
 from fedduet.tasks.builtin.standin import cache_folder
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import check_data
@@ -63,11 +62,9 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
     (scripts/forecasting/pilot.py), whose seconds grow linearly with counts: per kind of phase,
     seconds = a * calls + b * units.
     """
-    federation = check(FederationConfig, config["federation"], "federation")
-    check_ray(federation)
-    preflight(config)
-    chosen = chosen_strategy(config["strategy"])
-    settings, task = chosen.settings, task_for(chosen.spec, config["task"])
+    run = read_run(config)
+    preflight(run)
+    chosen, task, federation = run.server.strategy, run.task, run.federation
     if not isinstance(task, TaskConfig):
         return Forecast(
             {},
@@ -78,11 +75,8 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
                 ),
             ),
         )
-    _, generator, privacy = site_settings(config)
-    by_user = privacy.policy.unit == "user"
-    loaded = check_data(
-        task, int(config["seed"]), logical_batch=generator.logical_batch, by_user=by_user
-    )
+    by_user, batch = run.sites.privacy.policy.unit == "user", run.sites.generator.logical_batch
+    loaded = check_data(task, run.seed, logical_batch=batch, by_user=by_user)
     rows = Rows(
         {name: sum(site.train.values()) for name, site in loaded.items()},
         {name: sum(site.test.values()) for name, site in loaded.items()},
@@ -92,7 +86,7 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
             for name, site in loaded.items()
         },
     )
-    sites = spends(config, settings, privacy, rows.units, rows.labels)
+    sites = spends(run, rows.units, rows.labels)
     asked = work(config, rows)
     if asked is None:
         return Forecast(
@@ -100,9 +94,9 @@ def forecast(config: Mapping[str, Any], calibrate: bool = True) -> Forecast:
             notes=(f"Time, memory and tokens are not estimated for strategy {chosen.spec.name}.",),
         )
     requests = sum(asked[kind].units for kind in LLM_KINDS if kind in asked)
-    asks = config["strategy"].get("augment", config["strategy"].get("write", {}))
-    limit = requests * float(asks.get("max_new_tokens", 0)) * asks.get("max_rounds", 1)
-    if config["llm"]["engine"] == "openai":
+    asks = chosen.tuning.write if chosen.tuning else chosen.augment
+    limit = float(requests * asks.max_new_tokens * getattr(asks, "max_rounds", 1))
+    if run.server.llm.engine == "openai":
         note = (
             "The endpoint is not asked before the run, so time and memory are not estimated; new"
             " tokens are at most the limit."

@@ -43,33 +43,35 @@ def shrunk(config: Mapping[str, Any], share: float, train: int, test: int) -> di
 
     `train`: rows of the largest site, `test`: of its test split.
     """
-    from fedduet.clients.vault.config import site_settings
+    from fedduet.clients.vault.config import read_sites
     from fedduet.lm.dp.dpsgd import planned_steps
     from fedduet.lm.training.classify import planned_training_steps
     from fedduet.server.strategy import chosen_strategy
 
-    def part(count: int, least: int, most: int = 10**9) -> int:
+    def share_of(count: int, least: int, most: int = 10**9) -> int:
         return min(count, max(least, min(most, round(share * count))))
 
-    small, settings = copy.deepcopy(dict(config)), chosen_strategy(config["strategy"]).settings
+    small, chosen = copy.deepcopy(dict(config)), chosen_strategy(config["strategy"])
+    settings = chosen.settings
     strategy = small["strategy"]
-    slm, generator, _ = site_settings(config)
-    small["generator"]["steps"] = part(planned_steps(generator, train)[0], 2, 20)
-    steps = part(planned_training_steps(slm, train), 3, 40)
+    part = read_sites(config)
+    slm, generator, augment = part.slm, part.generator, chosen.augment
+    small["generator"]["steps"] = share_of(planned_steps(generator, train)[0], 2, 20)
+    steps = share_of(planned_training_steps(slm, train), 3, 40)
     small["slm"] |= {"min_steps": steps, "max_steps": steps}
-    small["task"]["test_rows"] = part(test, 10, 200)
+    small["task"]["test_rows"] = share_of(test, 10, 200)
     strategy["rounds"] = 1
     strategy["baselines"] = dict.fromkeys(settings.KNOWN, False)
     if strategy["name"] == "fdkt":
-        strategy["demonstrations_per_label"] = part(strategy["demonstrations_per_label"], 2)
-        strategy["augment"] |= {
-            "per_label": part(strategy["augment"]["per_label"], 2),
+        strategy["demonstrations_per_label"] = share_of(settings.demonstrations_per_label, 2)
+        strategy["augment"] = dict(strategy.get("augment", {})) | {
+            "per_label": share_of(augment.per_label, 2),
             "max_rounds": 1,
         }
         strategy["baselines"] |= {"zero_shot": True}
     else:
-        strategy["per_label"] = part(strategy["per_label"], 3)
-        strategy["llm_test_rows"] = part(strategy["llm_test_rows"], 10)
+        strategy["per_label"] = share_of(settings.per_label, 3)
+        strategy["llm_test_rows"] = share_of(settings.llm_test_rows, 10)
         strategy["keep_at_least"] = strategy["per_label"]
     small["privacy"] = dict(small["privacy"]) | {"policy": dict(small["privacy"]["policy"])}
     small["federation"] = dict(small["federation"]) | {"kind": "inprocess", "state_folder": None}
@@ -131,11 +133,13 @@ def main(file: Path) -> None:
     LLM usage, peak memory in bytes."""
     from fedduet.scripts.launching.federation import run_inprocess
     from fedduet.scripts.launching.preflight import preflight
+    from fedduet.scripts.launching.run_config import read_run
     from fedduet.server.app import build_app
 
     runs, ready, cpu = [], 0.0, 0.0
     for config in json.loads(file.read_text(encoding="utf-8")):
-        names = preflight(config)
+        run = read_run(config)
+        names, config = preflight(run), run.plain
         from fedduet.clients.app import app as client_app
 
         ready, cpu = ready or time.time(), cpu or time.process_time()

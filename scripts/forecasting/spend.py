@@ -21,6 +21,7 @@ from fedduet.conf.check import ConfigError
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.adaptive import compose_adaptively
 from fedduet.lm.dp.dpsgd import planned_steps
+from fedduet.scripts.launching.run_config import RunConfig
 from fedduet.strategies.crosslm import CrossLMConfig
 from fedduet.strategies.fdkt import FDKTConfig
 from fedduet.wire.messages import Synthesize
@@ -39,29 +40,20 @@ class Spend:
     noise_multiplier: float
 
 
-def spends(
-    config: Mapping[str, Any],
-    settings: Any,
-    privacy: PrivacyConfig,
-    units: Mapping[str, int],
-    labels: int,
-) -> dict[str, Spend]:
+def spends(run: RunConfig, units: Mapping[str, int], labels: int) -> dict[str, Spend]:
     """By site, which has `units` units of privacy, for FDKT and CrossLM; {} for others.
 
     Raises ConfigError with a site's own words where it will refuse.
     """
+    settings = run.server.strategy.settings
     if not isinstance(settings, FDKTConfig | CrossLMConfig):
         return {}
-    folder = Path(
-        config["federation"]["state_folder"]
-        or Path(config["run"]["folder"] or "runs/none") / "sites"
-    )
     found = {}
     for site, count in units.items():
-        home = folder / site_folder(site)
+        home = run.sites.state_folder / site_folder(site)
         try:
             found[site] = _spend(
-                simulated_site(config, site, home, folder), settings, privacy, count, labels
+                simulated_site(run.sites, site, home), settings, run.sites.privacy, count, labels
             )
         except (PolicyError, BudgetError, ValueError) as refusal:
             raise ConfigError(f"the site {site} would refuse: {refusal}") from None

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedduet.clients.vault.config import site_settings
+from fedduet.clients.vault.config import SitesPart, read_sites
 from fedduet.clients.vault.prediction import predicting
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.training.classify import planned_training_steps
 from fedduet.lm.training.config import SLMConfig
-from fedduet.server.strategy import chosen_strategy
+from fedduet.server.strategy import ChosenStrategy, chosen_strategy
 from fedduet.strategies.crosslm import CrossLMConfig
 from fedduet.strategies.fdkt import FDKTConfig
 
@@ -46,11 +46,11 @@ def work(config: Mapping[str, Any], rows: Rows) -> dict[str, Work] | None:
     `augment`, `augment_plain` and `write` (requests of one text each), `learn` (steps), `measure`
     (rows), `tune_generator` and `tune_task` (steps), `measure_llm` (rows). None for a strategy that
     is not counted here."""
-    settings = chosen_strategy(config["strategy"]).settings
-    if isinstance(settings, FDKTConfig):
-        items = _fdkt(settings, config, rows)
-    elif isinstance(settings, CrossLMConfig):
-        items = _crosslm(settings, config, rows)
+    chosen, part = chosen_strategy(config["strategy"]), read_sites(config)
+    if isinstance(chosen.settings, FDKTConfig):
+        items = _fdkt(chosen, part, rows)
+    elif isinstance(chosen.settings, CrossLMConfig):
+        items = _crosslm(chosen, part, rows)
     else:
         return None
     total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -63,16 +63,15 @@ def work(config: Mapping[str, Any], rows: Rows) -> dict[str, Work] | None:
 Items = Iterator[tuple[str, float, float]]
 
 
-def _fdkt(settings: FDKTConfig, config: Mapping[str, Any], rows: Rows) -> Items:
-    slm, generator, _ = site_settings(config)
+def _fdkt(chosen: ChosenStrategy, part: SitesPart, rows: Rows) -> Items:
+    settings, augment, slm = chosen.settings, chosen.augment, part.slm
     sites, labels, rounds = len(rows.train), rows.labels, settings.rounds
     wanted, shown = (
-        settings.augment["per_label"] * labels,
+        augment.per_label * labels,
         settings.demonstrations_per_label * labels,
     )
-    requests = (
-        sites * labels * math.ceil(settings.augment["per_label"] * settings.augment["oversample"])
-    )
+    generator = part.generator
+    requests = sites * labels * math.ceil(augment.per_label * augment.oversample)
     if generator.predicts:
         # each text is written as many times as there are contexts
         asked = [
@@ -105,15 +104,14 @@ def _as_steps(texts: float) -> float:
     return texts / 8
 
 
-def _crosslm(settings: CrossLMConfig, config: Mapping[str, Any], rows: Rows) -> Items:
-    slm, _, _ = site_settings(config)
+def _crosslm(chosen: ChosenStrategy, part: SitesPart, rows: Rows) -> Items:
+    settings, tuning, slm = chosen.settings, chosen.tuning, part.slm
     sites, labels = len(rows.train), rows.labels
     each = settings.per_label * labels * sites  # texts of a round
     tests = sites * min(settings.llm_test_rows, max(rows.test.values()))
-    oversample = settings.write.get("oversample", 1.3)
-    requests = sites * labels * math.ceil(settings.per_label * oversample)
+    requests = sites * labels * math.ceil(settings.per_label * tuning.write.oversample)
     tunes = settings.tuning != "none"
-    policy, learns = settings.policy, settings.examples
+    policy, learns = tuning.policy, tuning.examples
     yield from _learn(slm, rows, 0)
     yield "measure_llm", 1, tests
     accepted = 0.0
@@ -122,8 +120,8 @@ def _crosslm(settings: CrossLMConfig, config: Mapping[str, Any], rows: Rows) -> 
         yield "write", sites, requests
         yield "score", sites, sites * each
         if tunes:
-            yield "tune_generator", 1, policy["epochs"] * math.ceil(each / policy["batch_size"])
-            yield "tune_task", 1, learns["epochs"] * math.ceil(accepted / learns["batch_size"])
+            yield "tune_generator", 1, policy.epochs * math.ceil(each / policy.batch_size)
+            yield "tune_task", 1, learns.epochs * math.ceil(accepted / learns.batch_size)
             yield "measure_llm", 0, tests
         yield from _learn(slm, rows, round(accepted / (1 if settings.share == "all" else sites)))
     untuned = each * settings.rounds
@@ -139,13 +137,13 @@ def _crosslm(settings: CrossLMConfig, config: Mapping[str, Any], rows: Rows) -> 
             round(ACCEPTED * untuned / (1 if settings.share == "all" else sites)),
         )
     if tunes and settings.wants("llm_unfiltered"):
-        yield "tune_task", 1, learns["epochs"] * math.ceil(untuned / learns["batch_size"])
+        yield "tune_task", 1, learns.epochs * math.ceil(untuned / learns.batch_size)
         yield "measure_llm", 0, tests
     if tunes and settings.wants("llm_pooled"):
         yield (
             "tune_task",
             1,
-            learns["epochs"] * math.ceil(sum(rows.train.values()) / learns["batch_size"]),
+            learns.epochs * math.ceil(sum(rows.train.values()) / learns.batch_size),
         )
         yield "measure_llm", 0, tests
     yield from _averaged_and_pooled(settings, slm, rows)

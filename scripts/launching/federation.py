@@ -5,45 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import pydantic
-from fedduet.conf.check import ConfigError, Section
+from fedduet.conf.check import ConfigError
+from fedduet.conf.sections import FederationConfig
 
 from fedduet import conf
-
-
-class FederationConfig(Section):
-    """Where the clients run. Times in seconds."""
-
-    kind: Literal["inprocess", "simulation"]
-    # Ray: how many clients work at once = cores / this
-    cpus_per_client: float = pydantic.Field(1.0, gt=0)
-    gpus_per_client: float = pydantic.Field(0.0, ge=0)
-    # attach to a standing Ray: "auto" (on this machine) or HOST:PORT of a cluster's head
-    ray_address: str | None = None
-    phase_timeout: float = pydantic.Field(3600.0, gt=0)
-    gather_timeout: float = pydantic.Field(120.0, gt=0)
-    minimum_sites: int = pydantic.Field(1, ge=1)
-    # where simulated sites keep ledger and models; null: in the run folder
-    state_folder: str | None = None
-
-    @pydantic.field_validator("ray_address")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value not in (None, "auto") and not re.fullmatch(
-            r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}", value
-        ):
-            raise ValueError(
-                f"found {value!r}; allowed: null (a Ray of the run's own), auto, or HOST:PORT of a"
-                " Ray head"
-            )
-        return value
 
 
 def run_inprocess(server_app: Any, client_app: Any, config: Mapping[str, Any], nodes: int) -> None:

@@ -6,28 +6,22 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from fedduet.conf.check import RunFailed, check
-from fedduet.scripts.launching.federation import (
-    FederationConfig,
-    check_ray,
-    ray_backend,
-    run_inprocess,
-    run_simulation,
-)
+from fedduet.conf.check import RunFailed
+from fedduet.conf.sections import FederationConfig
+from fedduet.scripts.launching.federation import ray_backend, run_inprocess, run_simulation
 from fedduet.scripts.launching.lengths import token_counts
 from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.launching.run_config import RunConfig, read_run
 from fedduet.scripts.reporting import data_card, trackers
 from fedduet.scripts.reporting.page import COMMAND, write_page
 from fedduet.scripts.reporting.search import keep_a_search
 from fedduet.scripts.reporting.terminal import Display, print_outcome
-from fedduet.server.app import build_app, run_path
+from fedduet.server.app import build_app
 from fedduet.strategies.run.run_folder import write_atomically
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.profile import profile
-from fedduet.tasks.data.questions import check_task
 
 from fedduet import conf
 
@@ -41,13 +35,9 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run
     did not complete.
     """
-    federation = check(FederationConfig, config["federation"], "federation")
-    check_ray(federation)
-    tracked = trackers.checked(config.get("tracking"))
-    config = _with_folders(config)
-    names = preflight(config)
-    folder = Path(config["run"]["folder"])
-    _keep_profile(folder, config)
+    run = read_run(config)
+    names, folder = preflight(run), run.folder
+    _keep_profile(run)
     if command:
         write_atomically(folder / COMMAND, f"{command}\n")
     before = (
@@ -55,16 +45,16 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
         if (folder / "events.jsonl").is_file()
         else 0
     )
-    tracking = trackers.Tracking(trackers.sinks(tracked, folder), step=before)
+    tracking = trackers.Tracking(trackers.sinks(run.tracking, folder), step=before)
     with Display(folder) as display, contextlib.closing(tracking):
         server_app = build_app([display.event, tracking.event])
-        run_apps(server_app, federation, config, len(names))
+        run_apps(server_app, run.federation, run.plain, len(names))
         tracking.finish(json.loads((folder / "summary.json").read_text()), time.time())
     summary = json.loads((folder / "summary.json").read_text())
     print_outcome(summary, folder)
     if summary["status"] != "completed":
         raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
-    if summary.get("answers") and config["task"]["source"] == "arithmetic":
+    if summary.get("answers") and run.task.source == "arithmetic":
         keep_a_search(folder)
     print(f"report: {write_page(folder)}")
     return summary
@@ -89,21 +79,11 @@ def run_apps(
         )
 
 
-def _keep_profile(folder: Path, config: Mapping[str, Any]) -> None:
+def _keep_profile(run: RunConfig) -> None:
     """What the sites hold, for the report; texts that are cut are told at once."""
-    task = check_task(config["task"])
-    if isinstance(task, TaskConfig):
-        found = profile(task, int(config["seed"]), token_counts(config, task))
-        data_card.keep(folder, found)
+    if isinstance(run.task, TaskConfig):
+        part = run.sites
+        found = profile(run.task, run.seed, token_counts(part.slm, part.generator, run.task))
+        data_card.keep(run.folder, found)
         for remark in data_card.cuts(found.to_dict()):
             print(f"note: {remark}")
-
-
-def _with_folders(config: dict[str, Any]) -> dict[str, Any]:
-    """Absolute run and state folders, so that every process of the run means the same place."""
-    folder = run_path(config).absolute()
-    state = Path(config["federation"]["state_folder"] or folder / "sites").absolute()
-    return config | {
-        "run": {**config["run"], "folder": str(folder)},
-        "federation": {**config["federation"], "state_folder": str(state)},
-    }

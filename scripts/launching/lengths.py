@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from fedduet.clients.vault.config import GeneratorConfig
 from fedduet.conf.check import ConfigError
+from fedduet.lm.training.config import SLMConfig
 from fedduet.tasks.builtin.standin import is_made, resolve
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import build_task
 
 
-def token_counts(config: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
+def token_counts(slm: SLMConfig, generator: GeneratorConfig, task: TaskConfig) -> dict[str, Any]:
     """By the key of each limit: how the run's model counts the tokens of a text, and the most that
     it is given. None of models that are not on this machine yet."""
     found: dict[str, Any] = {}
     wording = build_task(task)
     before = wording.control(next(iter(wording.domains.values())), 0)  # what the text stands after
-    for section, key, prefix in (
-        ("slm", "max_tokens", ""),
-        ("generator", "max_tokens", before),
-        ("generator", "max_new_tokens", ""),
+    for key, path, limit, prefix in (
+        ("slm.max_tokens", slm.path, slm.max_tokens, ""),
+        ("generator.max_tokens", generator.path, generator.max_tokens, before),
+        ("generator.max_new_tokens", generator.path, generator.max_new_tokens, ""),
     ):
-        if (tokenizer := _tokenizer(str(config[section]["path"]))) is not None:
-            limit = int(config[section][key])
-            found[f"{section}.{key}"] = (_counter(tokenizer, prefix), limit)
+        if (tokenizer := _tokenizer(path)) is not None:
+            found[key] = (_counter(tokenizer, prefix), limit)
     return found
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from fedduet.conf.check import ConfigError, check, nearest
+from fedduet.conf.sections import read_top
 from fedduet.scripts.reporting.html import rows_of
 from fedduet.strategies.run.run_folder import write_atomically
 from fedduet.strategies.run.summary import told
@@ -77,10 +78,10 @@ def keep_a_search(folder: Path) -> None:
     from fedduet.clients.vault.release.policy import PolicyError
 
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    task = check_task(config["task"])
+    task, seed = check_task(config["task"]), read_top(config).seed
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     client, model = names_of(task)[0], told(summary)["taught"][0]
-    question = load_questions(task, client, int(config["seed"])).test[0].question
+    question = load_questions(task, client, seed).test[0].question
     site, run, search = answering_site(folder, client)
     with suppress(PolicyError):  # a site that keeps questions from the LLM has no search to show
         solution = ReasoningVault(site).solve(run, model, question, search)
@@ -94,25 +95,25 @@ def answering_site(folder: Path, client: str | None) -> tuple[SiteConfig, str, S
     """
     from fedduet.clients.simulated import simulated_site, site_folder
     from fedduet.clients.vault.answering.config import SearchConfig
+    from fedduet.clients.vault.config import read_sites
 
     if not (folder / "config.yaml").is_file() or not (folder / "run_id").is_file():
         raise ConfigError(
             f"{folder} is no run folder; give that of a finished G-Boost run, or --vault site.yaml"
         )
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    task = check_task(config["task"])
-    if not isinstance(task, QuestionsConfig):
+    part = read_sites(config)
+    if not isinstance(part.task, QuestionsConfig):
         raise ConfigError(
             f"{folder} is a run of strategy {config['strategy']['name']}; only G-Boost answers"
             " questions"
         )
-    names = names_of(task)
+    names = names_of(part.task)
     if client not in names:
         raise ConfigError(f"--client: found {client!r}; {nearest(str(client), list(names))}")
-    sites = Path(config["federation"]["state_folder"] or folder / "sites")
-    sites = sites if sites.is_dir() else folder / "sites"
+    sites = part.state_folder if part.state_folder.is_dir() else folder / "sites"
     search = check(SearchConfig, config["strategy"].get("search", {}), "strategy.search")
-    site = simulated_site(config, client, sites / site_folder(client), sites)
+    site = simulated_site(part, client, sites / site_folder(client))
     return site, (folder / "run_id").read_text().strip(), search
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedduet.conf.check import ConfigError, nearest
+from fedduet.conf.check import ConfigError, Problems, nearest
 from fedduet.tasks.builtin import world
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data import partition as part
@@ -230,17 +230,20 @@ def check_data(
     clients: Sequence[str] | None = None,
     by_user: bool = False,
 ) -> dict[str, ClientSummary]:
-    """A summary of each of `clients` (None: all), or the ConfigError that training would run into.
+    """A summary of each of `clients` (None: all), or a ConfigError with all that training would run
+    into.
 
     Beside the errors of `load_clients`: a label of which a client has one row only, a client whose
     rows are all of one label, an empty test split, and fewer training rows (`by_user`: users) than
     the logical batch.
     """
-    labels = label_wordings(config)
-    return {
-        client: check_site(config, client, loaded, labels, logical_batch, by_user)
+    labels, problems = label_wordings(config), Problems()
+    found = {
+        client: problems.of(check_site, config, client, loaded, labels, logical_batch, by_user)
         for client, loaded in load_clients(config, seed, clients, by_user).items()
     }
+    problems.end()
+    return found
 
 
 def check_site(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from fedduet.clients.vault import slm, synthesis
-from fedduet.clients.vault.config import SiteConfig, site_settings
+from fedduet.clients.vault.config import SiteConfig, read_sites
 from fedduet.clients.vault.vault import Vault
 from fedduet.conf.check import check
 from fedduet.tasks.config import TaskConfig
@@ -25,7 +25,8 @@ def site(overrides, tmp_path):
     ]
     config = conf.compose([*overrides, *small, "privacy.counterfactual_baselines=false"])
     task = check(TaskConfig, config["task"], "task")
-    slm_config, generator_config, privacy = site_settings(config)
+    part = read_sites(config)
+    slm_config, generator_config, privacy = part.slm, part.generator, part.privacy
 
     def opened(folder="site", policy=None, generator=None, task_changes=None, **fields):
         return Vault(

@@ -10,6 +10,7 @@ from fedduet.lm.training.step_labels import LabelledSolution
 from fedduet.scripts.ask import main as ask
 from fedduet.scripts.launching.launch import launch
 from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.launching.run_config import read_run
 from fedduet.scripts.reporting.page import write_page
 from fedduet.scripts.reporting.table import read_summaries, table
 from fedduet.scripts.train_reward import main as train_reward
@@ -145,7 +146,7 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(gboost, override, sa
     if changed == "strategy":
         kept = [one for one in kept if not one.startswith("answers.")]
     with pytest.raises(ConfigError, match=said):
-        preflight(conf.compose([*kept, override, *extra]))
+        preflight(read_run(conf.compose([*kept, override, *extra])))
 
 
 def test_a_reward_model_is_trained_from_questions_and_answers(tiny_model, tmp_path, capsys):

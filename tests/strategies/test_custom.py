@@ -10,6 +10,7 @@ import yaml
 from fedduet.conf.check import ConfigError
 from fedduet.scripts.launching.launch import launch
 from fedduet.scripts.launching.preflight import preflight
+from fedduet.scripts.launching.run_config import read_run
 from fedduet.server.strategy import chosen_strategy
 from fedduet.strategies.custom import CustomConfig, outside
 
@@ -100,11 +101,11 @@ def test_a_method_with_feedback_in_one_outside_file_gets_everything(evolution, t
 
 def test_settings_of_an_outside_file_are_checked_by_its_spec(evolution):
     with pytest.raises(ConfigError, match=r"strategy\.settings\.survivors: found 0"):
-        preflight(conf.compose([*evolution, "strategy.settings.survivors=0"]))
+        preflight(read_run(conf.compose([*evolution, "strategy.settings.survivors=0"])))
     with pytest.raises(ConfigError, match=r"strategy\.settings\.augment\.shotz: unknown key"):
-        preflight(conf.compose([*evolution, "+strategy.settings.augment.shotz=1"]))
+        preflight(read_run(conf.compose([*evolution, "+strategy.settings.augment.shotz=1"])))
     with pytest.raises(ConfigError, match="unknown baseline dp_only"):
-        preflight(conf.compose([*evolution, "+strategy.settings.baselines.dp_only=true"]))
+        preflight(read_run(conf.compose([*evolution, "+strategy.settings.baselines.dp_only=true"])))
 
 
 def test_an_installed_strategy_is_run_by_its_name(evolution, monkeypatch):
@@ -145,4 +146,4 @@ def test_files_that_cannot_work_are_named(custom, tmp_path, text, said):
     if text is not None:
         file.write_text(text)
     with pytest.raises(ConfigError, match=f"strategy.file: .*{said}"):
-        preflight(conf.compose([*custom, f"strategy.file={file}"]))
+        preflight(read_run(conf.compose([*custom, f"strategy.file={file}"])))

@@ -16,6 +16,7 @@ from fedduet.clients.vault import reasoning
 from fedduet.clients.vault.answering.config import SearchConfig
 from fedduet.clients.vault.answering.sent import Sent, everything_sent
 from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.clients.vault.config import read_sites
 from fedduet.clients.vault.dispatch import ask, open_vault
 from fedduet.clients.vault.reasoning import ReasoningVault
 from fedduet.clients.vault.release.policy import PolicyError
@@ -85,7 +86,7 @@ def site(tiny_model, reward_folder, tmp_path):
             answers or {}
         )
         config["privacy"]["policy"] |= {"minimum_records": 10} | policy
-        return open_vault(simulated_site(config, "bakery", tmp_path / "site", tmp_path))
+        return open_vault(simulated_site(read_sites(config), "bakery", tmp_path / "site"))
 
     return make
 
@@ -213,7 +214,7 @@ def test_a_lora_slm_keeps_its_base_at_no_extra_cost(site):
 def test_another_kind_of_task_has_no_such_vault(tmp_path):
     config = conf.compose([])
     with pytest.raises(ConfigError, match="kind reasoning"):
-        ReasoningVault(simulated_site(config, "coffee", tmp_path, tmp_path))
+        ReasoningVault(simulated_site(read_sites(config), "coffee", tmp_path))
 
 
 @pytest.fixture
