@@ -108,7 +108,13 @@ def reference_scores(
     model = load_causal_lm(path, tokenizer=tokenizer)
     before = losses(model, tokenizer, *candidates, max_tokens)
     setting = SLMConfig(
-        path=path, learning_rate=1e-3, epochs=6, max_steps=400, batch_size=16, max_tokens=max_tokens
+        path=path,
+        learning_rate=1e-3,
+        epochs=6,
+        min_steps=0,
+        max_steps=400,
+        batch_size=16,
+        max_tokens=max_tokens,
     )
     pairs = list(zip(*released, strict=True))
     model, _ = train_causal(

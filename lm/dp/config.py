@@ -17,12 +17,12 @@ class DPConfig(Section):
     alpha: float = pydantic.Field(default=16.0, gt=0)  # LoRA; the update is scaled by alpha / rank
     targets: str | tuple[str, ...] = "all-linear"  # LoRA: "all-linear" or module names
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
-    epochs: float = pydantic.Field(default=20.0, gt=0)  # expected passes over the private texts
+    epochs: float = pydantic.Field(default=10.0, gt=0)  # expected passes over the private texts
     steps: int | None = pydantic.Field(default=None, ge=1)  # overrides epochs
     # expected units a step; the sample rate is logical_batch / n, at most 1
-    logical_batch: int = pydantic.Field(default=64, ge=1)
+    logical_batch: int = pydantic.Field(default=16, ge=1)
     # rows in memory at a time; does not change the result
-    micro_batch: int = pydantic.Field(default=8, ge=1)
+    micro_batch: int = pydantic.Field(default=16, ge=1)
     # where users are the unit: of a drawn user's records, so many at most a step
     records_per_user: int = pydantic.Field(default=4, ge=1)
     max_tokens: int = pydantic.Field(default=128, ge=2)  # of control code + text + EOS

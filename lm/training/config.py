@@ -13,7 +13,7 @@ class PolicyConfig(Section):
     """How the generator learns from scores. All values are our choice [O]."""
 
     objective: Literal["policy_gradient", "dpo", "likelihood"] = "policy_gradient"
-    learning_rate: float = pydantic.Field(1e-3, gt=0)
+    learning_rate: float = pydantic.Field(5e-4, gt=0)
     epochs: int = pydantic.Field(4, ge=1)
     batch_size: int = pydantic.Field(32, ge=1)
     rank: int = pydantic.Field(16, ge=1)
@@ -31,7 +31,7 @@ class PolicyConfig(Section):
 class ExamplesConfig(Section):
     """How the task is learnt. All values are our choice [O]."""
 
-    learning_rate: float = pydantic.Field(2e-3, gt=0)
+    learning_rate: float = pydantic.Field(5e-4, gt=0)
     epochs: int = pydantic.Field(4, ge=1)
     batch_size: int = pydantic.Field(16, ge=1)
     rank: int = pydantic.Field(16, ge=1)
@@ -74,14 +74,14 @@ class SLMConfig(Section):
     # highest, after the warm-up; falls linearly to 0
     learning_rate: float = pydantic.Field(default=1e-4, gt=0)
     # the head, new and random, learns this many times faster
-    head_factor: float = pydantic.Field(default=1.0, gt=0)
+    head_factor: float = pydantic.Field(default=10.0, gt=0)
     # passes over the private rows, the same for every method, see planned_training_steps
-    epochs: float = pydantic.Field(default=15.0, gt=0)
-    min_steps: int = pydantic.Field(default=0, ge=0)
+    epochs: float = pydantic.Field(default=10.0, gt=0)
+    min_steps: int = pydantic.Field(default=120, ge=0)
     max_steps: int = pydantic.Field(default=2000, ge=1)
     # private rows a step; where there are generated texts, as many of them beside
-    batch_size: int = pydantic.Field(default=16, ge=1)
-    max_tokens: int = pydantic.Field(default=128, ge=4)
+    batch_size: int = pydantic.Field(default=8, ge=1)
+    max_tokens: int = pydantic.Field(default=96, ge=4)
     warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -44,12 +44,12 @@ class AugmentConfig(Section):
     """
 
     # texts wanted of each label, for each domain
-    per_label: int = pydantic.Field(default=200, ge=1)
+    per_label: int = pydantic.Field(default=100, ge=1)
     shots: int = pydantic.Field(default=2, ge=0)  # demonstrations of each label in a prompt
     shot_tokens: int = pydantic.Field(default=96, ge=4)  # a longer demonstration is cut
     per_request: int = pydantic.Field(default=5, ge=1)  # texts asked for at once, chat and list
     # texts asked for / texts wanted; the best are taken
-    oversample: float = pydantic.Field(default=1.5, ge=1)
+    oversample: float = pydantic.Field(default=2.0, ge=1)
     # times the LLM is asked while texts of a label are missing
     max_rounds: int = pydantic.Field(default=3, ge=1)
     temperature: float = pydantic.Field(default=1.0, ge=0)

@@ -2,14 +2,16 @@
 overrides need no `+`."""
 
 import itertools
+import re
 
 import pytest
-from fedduet.clients.vault.answering.config import AnswersConfig
+import yaml
+from fedduet.clients.vault.answering.config import AnswersConfig, SearchConfig
 from fedduet.clients.vault.config import GeneratorConfig, PrivacyConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.conf.check import ConfigError, Section, check
+from fedduet.conf.sections import FederationConfig
 from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, SLMConfig
-from fedduet.scripts.launching.federation import FederationConfig
 from fedduet.server.llm.config import LLMConfig
 from fedduet.server.measuring.general import GeneralConfig
 from fedduet.server.strategy import chosen_strategy
@@ -17,10 +19,13 @@ from fedduet.server.writing.augment import AugmentConfig
 from fedduet.server.writing.curate import CurateConfig
 from fedduet.server.writing.write import WriteConfig
 from fedduet.strategies import builtin, find
+from fedduet.strategies.crosslm import CrossLMConfig
 from fedduet.strategies.custom import CustomConfig
 from fedduet.strategies.fdkt import FDKTConfig
+from fedduet.strategies.gboost import GBoostConfig
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.questions import check_task
+from omegaconf import OmegaConf
 
 from fedduet import conf
 
@@ -148,3 +153,70 @@ def test_a_section_error_names_key_found_and_allowed():
         check(Toy, {}, "toy")
     with pytest.raises(ConfigError, match=r"toy\.nmae: unknown key; did you mean name\?"):
         check(Toy, {"rounds": 1, "nmae": "y"}, "toy")
+
+
+ON_PURPOSE = {  # a YAML's value that is not the code's, and why
+    **dict.fromkeys(
+        ("gboost.search.step_tokens", "gboost.search.max_steps", "gboost.search.solution_tokens",
+         "gboost.search.llm_token_budget"),
+        "short lines of the built-in arithmetic",
+    ),
+    **dict.fromkeys(
+        ("dp.policy.minimum_records", "dp.policy.share_metrics", "dp.policy.share_scores",
+         "dp.policy.share_questions"),
+        "a simulated site grants what is to be measured; a real one starts closed",
+    ),
+    **dict.fromkeys(("openai.base_url", "openai.form", "openai.context"), "of this engine"),
+    **dict.fromkeys(("scripted.form", "scripted.context"), "of this engine"),
+    "auto.steps": "of the generator: few rows at a simulated site",
+    "files.labels": "null stands for none",
+}  # fmt: skip
+REPEATS = {  # YAML file -> the section that it lists, and where the parts of it are
+    "strategy/fdkt": {"": FDKTConfig, "curate": CurateConfig, "augment": AugmentConfig},
+    "strategy/crosslm": {
+        "": CrossLMConfig,
+        "write": WriteConfig,
+        "policy": PolicyConfig,
+        "examples": ExamplesConfig,
+        "general": GeneralConfig,
+    },
+    "strategy/gboost": {"": GBoostConfig, "search": SearchConfig},
+    "privacy/dp": {"": PrivacyConfig, "policy": Policy},
+    "slm/auto": {"": SLMConfig},
+    "generator/auto": {"": GeneratorConfig},
+    "answers/auto": {"": AnswersConfig},
+    "federation/simulation": {"": FederationConfig},
+    "federation/inprocess": {"": FederationConfig},
+    "llm/transformers": {"": LLMConfig},
+    "llm/openai": {"": LLMConfig},
+    "llm/scripted": {"": LLMConfig},
+    "task/files": {"": TaskConfig},
+}
+
+
+def test_a_yaml_repeats_the_codes_defaults_or_differs_on_purpose():
+    """Defaults stand in the classes, which real sites and outside strategies get; files repeat them
+    so that overrides need no `+`. Of a value for built-in models and others, the second one
+    counts."""
+    differing = set()
+    for file, parts in REPEATS.items():
+        whole = OmegaConf.to_container(OmegaConf.load(conf.FOLDER / f"{file}.yaml"), resolve=False)
+        for place, section in parts.items():
+            for key, found in (whole[place] if place else whole).items():
+                if key == "defaults" or key in parts or section.model_fields[key].is_required():
+                    continue
+                default = section.model_fields[key].get_default(call_default_factory=True)
+                if isinstance(default, Section):
+                    default = {}
+                if isinstance(found, str) and (either := BUILTIN_OR.fullmatch(found)):
+                    found = yaml.safe_load(either[1])
+                name = ".".join(filter(None, (file.partition("/")[2], place, key)))
+                same = found == (list(default) if isinstance(default, tuple) else default)
+                # interpolations follow another key, engines name themselves, baselines are on
+                known = str(found).startswith(("${", "???")) or key in ("engine", "baselines")
+                if not same and not known:
+                    differing.add(name)
+    assert differing == set(ON_PURPOSE)
+
+
+BUILTIN_OR = re.compile(r"\$\{builtin_or:\$\{\w+\.path\},[^,]+,([^,]+)\}")

@@ -34,13 +34,13 @@ class SearchConfig(Section):
     fusion: Literal["proxy", "average"] = "proxy"
     exploration: float = pydantic.Field(0.2, ge=0)
     children: int = pydantic.Field(2, ge=1)
-    iterations: int = pydantic.Field(24, ge=1)
+    iterations: int = pydantic.Field(64, ge=1)
     step_tokens: int = pydantic.Field(128, ge=1)
     max_steps: int = pydantic.Field(12, ge=1)
     solution_tokens: int = pydantic.Field(512, ge=1)
     temperature: float = pydantic.Field(0.7, ge=0)
     top_p: float = pydantic.Field(1.0, gt=0, le=1)
-    path_score: PathScore = "last"
+    path_score: PathScore = "min"
     answer: Literal["best", "vote"] = "best"
     llm_token_budget: int | None = pydantic.Field(None, ge=0)
     steps: int | None = pydantic.Field(None, ge=1)

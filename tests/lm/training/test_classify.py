@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 GOOD, BAD = "the film was nice", "the film was awful"
 FAST = {"path": "x", "precision": "fp32", "batch_size": 8, "max_tokens": 16, "learning_rate": 5e-3}
+FAST |= {"head_factor": 1, "min_steps": 0}
 NOTHING = Examples()
 
 

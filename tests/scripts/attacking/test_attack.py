@@ -42,6 +42,7 @@ def by_heart(monkeypatch):
             path=site.generator.path,
             learning_rate=1e-2,
             epochs=60,
+            min_steps=0,
             max_steps=120,
             batch_size=16,
             max_tokens=64,
