@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.scripts.launching.launch import launch
+from fedduet.server import tuner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -62,6 +63,21 @@ def crosslm(overrides, tiny_model, private_csv):
 
 def rows(folder, name):
     return [json.loads(line) for line in (Path(folder) / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_llm_writes_as_it_was_tuned_and_baselines_as_it_came(crosslm, monkeypatch):
+    used, real = [], tuner.write
+
+    def write(task, llm, *more):
+        used.append(llm.adapter)
+        return real(task, llm, *more)
+
+    monkeypatch.setattr(tuner, "write", write)
+    off = ALL_OFF.replace("zero_shot: false", "zero_shot: true")
+    summary = crosslm(off, "strategy.policy.epochs=1", "strategy.examples.epochs=1")
+    assert summary["status"] == "completed"
+    # two sites each: of round 0, of round 1, and the texts of the baseline
+    assert used == [None, None, "generate", "generate", None, None]
 
 
 def test_a_run_leaves_the_contract_and_resumes_for_nothing(crosslm, tmp_path, tiny_model):

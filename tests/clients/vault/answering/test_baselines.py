@@ -8,6 +8,7 @@ from fedduet.clients.vault.answering.baselines import sample_many
 from fedduet.clients.vault.answering.config import BASELINES, Baseline, SearchConfig
 from fedduet.clients.vault.answering.solving import Form
 from fedduet.clients.vault.answering.steps import Step
+from fedduet.lm.randomness import derive
 
 FORM = Form(
     prompt=lambda question, steps: "\n".join([question, *steps, ""]),
@@ -54,7 +55,8 @@ class Known:
 
 
 def settings(**changes):
-    return SearchConfig(**{"step_tokens": 8, "solution_tokens": 40, **changes})
+    small = {"step_tokens": 8, "solution_tokens": 40, "path_score": "last"}
+    return SearchConfig(**{**small, **changes})
 
 
 def sample(baseline, solutions, samples=30, reward=None, **changes):
@@ -98,6 +100,16 @@ def test_the_only_one_is_greedy():
     assert (solution.costs.llm_tokens, solution.costs.reward_calls, len(writer.asks)) == (6, 0, 1)
     sampled, _ = sample(Baseline("llm", sampled=True), ["7", "8", "9"])
     assert sampled.costs.steps == 1
+
+
+def test_every_solution_of_every_wave_is_drawn_with_a_seed_of_its_own():
+    # under a budget of LLM tokens the first is alone, and further waves are as large as they may
+    _, writer = sample(
+        Baseline("llm", "majority", True), ["7", "8"] * 6, samples=6, llm_token_budget=100
+    )
+    assert len(writer.asks) > 2 and len(writer.asks[0]) == 1
+    drawn = [ask.seed for wave in writer.asks for ask in wave]
+    assert drawn == [derive(3, "sample", number) for number in range(6)]
 
 
 @pytest.mark.parametrize(
