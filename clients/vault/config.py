@@ -11,7 +11,7 @@ import pydantic
 from fedduet.clients.vault.answering.config import AnswersConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.clients.vault.release.privacy_unit import check_unit
-from fedduet.conf.check import Problems, check
+from fedduet.conf.check import Problems, Section, check
 from fedduet.conf.sections import AskedPrivacy, FederationConfig, read_asked, read_common
 from fedduet.lm.dp.config import DPConfig
 from fedduet.lm.training.config import SLMConfig

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedduet.clients.vault.config import SiteConfig, site_settings
+from fedduet.clients.vault.config import SiteConfig, read_sites
 from fedduet.conf.check import check
 from fedduet.tasks.builtin.world import world_records
 from fedduet.tasks.config import TaskConfig
@@ -89,7 +89,8 @@ def site_of(
         trained = {record.text for record in load_client(task, CLIENT, 0).train}
         if rows[0][RECORD]["text"] not in trained:
             raise AssertionError("the record that differs is not trained on")
-    slm, generator, privacy = site_settings(config)
+    part = read_sites(config)
+    slm, generator, privacy = part.slm, part.generator, part.privacy
     rules = privacy.policy.model_copy(
         update={
             **dict(RULES),

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 from fedduet.clients.vault.answering.config import AnswersConfig, SearchConfig
-from fedduet.clients.vault.config import GeneratorConfig, PrivacyConfig
+from fedduet.clients.vault.config import GeneratorConfig, PredictionConfig, PrivacyConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.conf.check import ConfigError, Section, check
 from fedduet.conf.sections import FederationConfig
@@ -183,7 +183,7 @@ REPEATS = {  # YAML file -> the section that it lists, and where the parts of it
     "strategy/gboost": {"": GBoostConfig, "search": SearchConfig},
     "privacy/dp": {"": PrivacyConfig, "policy": Policy},
     "slm/auto": {"": SLMConfig},
-    "generator/auto": {"": GeneratorConfig},
+    "generator/auto": {"": GeneratorConfig, "prediction": PredictionConfig},
     "answers/auto": {"": AnswersConfig},
     "federation/simulation": {"": FederationConfig},
     "federation/inprocess": {"": FederationConfig},
