@@ -77,6 +77,7 @@ def write_demonstrations(
             top_p=config.top_p,
             seed=derive(seed, "samples", attempt),
             batch_size=config.sample_batch,
+            precision=config.precision,
         )
         filtered = filter_texts(
             [sample.text for sample in samples],

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from fedduet.lm.decoding.int8 import Watched
 from fedduet.lm.decoding.prefix import Read, shared
 from fedduet.lm.decoding.products import Product, product
 from fedduet.lm.models.batch import positions
@@ -82,7 +83,8 @@ class _Layer:
 
 class LlamaStepper:
     """A `fedduet.lm.decoding.stepper.Continuous` stepper over copies of a Llama's weights. The
-    logits agree with the model's to rounding (a test says so).
+    logits agree with the model's to rounding (a test says so). `int8`: products of the layers are
+    in int8, but for the last of each, whose loss is the largest, and the head.
 
     The cache is [layers, key and value, rows, heads, columns, head size]; a row's tokens stand in
     the columns from its start to the last. What prompts that begin together have in common at their
@@ -94,7 +96,7 @@ class LlamaStepper:
     read = 0
     _before: Read | None = None  # the last prompt of this batch
 
-    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype | None = None, int8: bool = False) -> None:
         config = model.config
         self.dtype = dtype or model.dtype
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
@@ -104,25 +106,50 @@ class LlamaStepper:
         self._length = self._first = 0
         self.embedding = model.get_input_embeddings().weight.detach().to(self.dtype)
         self.device = self.embedding.device
-        self.head = self._folded(model.model.norm, model.lm_head)
+        self.head = product(self._folded(model.model.norm, model.lm_head))
+        kind = Watched if int8 else product
         self.layers = [
             _Layer(
-                self._folded(
-                    layer.input_layernorm,
-                    *(getattr(layer.self_attn, f"{name}_proj") for name in "qkv"),
+                kind(
+                    self._folded(
+                        layer.input_layernorm,
+                        *(getattr(layer.self_attn, f"{name}_proj") for name in "qkv"),
+                    )
                 ),
-                self._laid_out(layer.self_attn.o_proj),
-                self._folded(
-                    layer.post_attention_layernorm, layer.mlp.gate_proj, layer.mlp.up_proj
+                kind(layer.self_attn.o_proj.weight.detach().to(self.dtype)),
+                kind(
+                    self._folded(
+                        layer.post_attention_layernorm, layer.mlp.gate_proj, layer.mlp.up_proj
+                    )
                 ),
-                self._laid_out(layer.mlp.down_proj),
+                product(layer.mlp.down_proj.weight.detach().to(self.dtype)),
             )
             for layer in model.model.layers
         ]
+        if int8:
+            self._quantise()
 
-    def _folded(self, norm: Any, *projections: Any) -> Product:
+    @torch.inference_mode()
+    def _quantise(self) -> None:
+        """From watched products to products in int8, after a look at which channels are large:
+        the same for all texts (Dettmers et al. 2022), so random tokens show them."""
+        coins = torch.Generator().manual_seed(0)
+        ids = torch.randint(len(self.embedding), (8, 24), generator=coins)
+        self.prefill(ids, torch.ones_like(ids), 0)
+        self.layers = [
+            replace(
+                layer,
+                qkv=layer.qkv.in_int8(),
+                out=layer.out.in_int8(),
+                gate_up=layer.gate_up.in_int8(),
+            )
+            for layer in self.layers
+        ]
+        self._cache, self._before, self.read = None, None, 0
+
+    def _folded(self, norm: Any, *projections: Any) -> torch.Tensor:
         weights = torch.cat([projection.weight.detach().float() for projection in projections])
-        return product((weights * norm.weight.detach().float()).to(self.dtype))
+        return (weights * norm.weight.detach().float()).to(self.dtype)
 
     def _laid_out(self, projection: Any) -> Product:
         return product(projection.weight.detach().to(self.dtype))

@@ -47,7 +47,7 @@ def sample_texts(
     logits are not numbers or the device has too little memory for one text.
     """
     device = str(next(model.parameters()).device)
-    run = stepper(model, torch.bfloat16 if use_bf16(precision, device) else None)
+    run = stepper(model, torch.bfloat16 if use_bf16(precision, device) else None, precision)
     encoded = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in set(prompts)}
     context = min(
         longest(tokenizer),

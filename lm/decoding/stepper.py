@@ -8,11 +8,16 @@ import inspect
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from fedduet.lm.decoding.int8 import int8_pays
 from fedduet.lm.decoding.key_value_cache import roomy_cache
 from fedduet.lm.decoding.llama import LlamaStepper, affords_copies, is_plain_llama
 from fedduet.lm.models.batch import positions
 from fedduet.lm.models.load import merged
+from fedduet.lm.models.precision import has_fast_int8
 from peft import PeftModel
+
+# weights below which a step's time is not that of its products, and nothing is measured [O]
+MEASURED_FROM = 50_000_000
 
 
 class Stepper(Protocol):
@@ -105,12 +110,31 @@ def forward(model: Any, **inputs: Any) -> Any:
     return model(**{name: value for name, value in inputs.items() if name in known})
 
 
-def stepper(model: Any, dtype: torch.dtype | None = None) -> Stepper:
+def stepper(model: Any, dtype: torch.dtype | None = None, precision: str = "") -> Stepper:
     """The fastest stepper for `model`, with LoRA folded in; weights are copied in `dtype`. Make it
-    anew when the weights change."""
+    anew when the weights change. `precision` "int8": plain Llamas run in int8 on a CPU; "auto":
+    where they are large enough and a measurement says that it pays."""
     plain = merged(model)
-    return (
-        LlamaStepper(plain, dtype)
-        if is_plain_llama(plain) and affords_copies(plain)
-        else AnyStepper(plain, dtype)
+    if not (is_plain_llama(plain) and affords_copies(plain)):
+        return AnyStepper(plain, dtype)
+    dtype, large = dtype or plain.dtype, weights_of(plain) >= MEASURED_FROM
+    config = plain.config
+    int8 = runs_in_int8(plain) and (
+        precision == "int8"
+        or (
+            (precision == "auto" and large)
+            and int8_pays(2 * config.intermediate_size, config.hidden_size, dtype)
+        )
     )
+    return LlamaStepper(plain, dtype, int8)
+
+
+def runs_in_int8(model: Any) -> bool:
+    """Whether `stepper` can put the products of `model` in int8 on this machine."""
+    there = has_fast_int8(model.device.type)
+    return there and is_plain_llama(model) and affords_copies(model)
+
+
+def weights_of(model: Any) -> int:
+    """How many weights a model has."""
+    return sum(weight.numel() for weight in model.parameters())

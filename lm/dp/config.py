@@ -29,7 +29,7 @@ class DPConfig(Section):
     # C, L2 over all trainable parameters of one unit's gradient
     clip: float = pydantic.Field(default=1.0, gt=0)
     mask_control_code: bool = False  # true: the control code's own tokens carry no loss
-    # of forward and backward; gradients are summed in float32
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # of forward and backward, where int8 is auto, and of sampling; gradients are summed in float32
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     # how gradients are clipped; changes the result by rounding only
     engine: Literal["book_keeping", "vmap", "hooks"] = "book_keeping"

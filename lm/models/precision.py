@@ -1,5 +1,5 @@
-"""Decides where bf16 products pay: on processors and accelerators that have instructions for
-them."""
+"""Decides where bf16 and int8 products pay: on processors and accelerators that have instructions
+for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ def has_fast_bf16(device: str = "cpu") -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def has_fast_int8(device: str = "cpu") -> bool:
+    """Whether this machine multiplies int8 in hardware without overflow (AVX-512 VNNI); never said
+    of another device than a CPU."""
+    return str(device) == "cpu" and torch.cpu._is_vnni_supported()
+
+
 def use_bf16(precision: str, device: str = "cpu") -> bool:
-    """Whether `precision` ("auto", "fp32", "bf16") means bf16 here; "auto" does where it is
-    fast."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+    """Whether `precision` ("auto", "fp32", "bf16", "int8") means bf16 here; "auto" does where it is
+    fast, and so does "int8", which is of generation's products alone."""
+    return precision == "bf16" or (precision in ("auto", "int8") and has_fast_bf16(device))

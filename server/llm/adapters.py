@@ -26,8 +26,9 @@ class Adapters:
     """The adapters on `model`, a causal LM. `current` is the model to run: the plain one until
     there is an adapter, then a PeftModel."""
 
-    def __init__(self, model: Any, path: str, pad_id: int) -> None:
+    def __init__(self, model: Any, path: str, pad_id: int, precision: str = "") -> None:
         self.current, self._path, self._pad_id = model, path, pad_id
+        self._precision = precision
         self.used: str | None = model.active_adapter if isinstance(model, PeftModel) else None
 
     @property
@@ -56,7 +57,7 @@ class Adapters:
         the model's own forward."""
         model = self.current
         if not isinstance(model, PeftModel):
-            return stepper(model)
+            return stepper(model, precision=self._precision)
         inner = model.get_base_model()
         if type(inner).__name__ != "LlamaForCausalLM" or not affords_copies(inner):
             return AnyStepper(model)
@@ -65,7 +66,7 @@ class Adapters:
             plain = (
                 plain.merge_and_unload(adapter_names=[self.used]) if self.used else plain.unload()
             )
-        return stepper(plain)
+        return stepper(plain, precision=self._precision)
 
     def tune_policy(
         self,

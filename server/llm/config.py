@@ -29,7 +29,8 @@ class LLMConfig(Section):
     path: str | None = None  # folder or hub name, safetensors only
     # rows x (longest prompt + answer) held in the cache at once
     batch_tokens: int = pydantic.Field(default=16_384, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # int8: of generation's products alone; scoring and tuning run as with auto
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
 
     # openai: any endpoint that speaks /v1/chat/completions or /v1/completions

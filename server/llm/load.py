@@ -67,10 +67,11 @@ def _check_tokenizer_folder(path: str) -> None:
 
 
 def _dtype(precision: str, device: Any) -> Any:
-    """bf16 where the hardware multiplies in it (then it is the faster one), float32 elsewhere."""
+    """bf16 where the hardware multiplies in it (then it is the faster one), float32 elsewhere. int8
+    is of generation alone."""
     import torch
 
-    if precision != "auto":
+    if precision not in ("auto", "int8"):
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     if device.type == "cpu":
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -80,6 +81,7 @@ def _dtype(precision: str, device: Any) -> Any:
 
 
 def _load_transformers(config: LLMConfig) -> LLM:
+    from fedduet.lm.decoding.stepper import runs_in_int8
     from fedduet.lm.models.device import chosen_device
     from fedduet.lm.models.folder import is_folder
     from fedduet.lm.models.load import load_tokenizer, quiet
@@ -124,6 +126,12 @@ def _load_transformers(config: LLMConfig) -> LLM:
             f"llm.path: the tokenizer of {path} has token id {top}, but the model has {rows}"
             " embedding rows"
         )
+    if config.precision == "int8" and not runs_in_int8(model.to(device)):
+        raise ConfigError(
+            "llm.precision: found int8, allowed: auto, fp32, bf16; int8 is for Llama models on a"
+            " processor with instructions for it (AVX-512 VNNI) and memory for a copy of the"
+            " weights"
+        )
     form = (
         config.form
         if config.form != "auto"
@@ -138,6 +146,7 @@ def _load_transformers(config: LLMConfig) -> LLM:
         form=form,
         context=_context(config, model, tokenizer),
         batch_tokens=config.batch_tokens,
+        precision=config.precision,
     )
 
 

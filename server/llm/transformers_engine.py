@@ -35,8 +35,8 @@ class TransformersLLM:
     """A Hugging Face causal LM that learns by LoRA adapters.
 
     Each request draws from its own stream, so in float32 its answer does not depend on the other
-    requests of the batch; in bf16 the products round differently in differently shaped batches, so
-    that only the same list of requests gives the same answers.
+    requests of the batch; in bf16 and int8 numbers round differently in differently shaped
+    batches, so that only the same list of requests gives the same answers.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class TransformersLLM:
         form: str,
         context: int,
         batch_tokens: int = 16_384,
+        precision: str = "",
     ) -> None:
         self.tokenizer = tokenizer
         self._pad_id = (
@@ -55,7 +56,7 @@ class TransformersLLM:
             if tokenizer.pad_token_id is not None
             else tokenizer.eos_token_id or 0
         )
-        self._path = str(getattr(model, "name_or_path", "") or name)
+        self._path, self._precision = str(getattr(model, "name_or_path", "") or name), precision
         self.model = model.eval()
         self.name, self.form, self.context, self.batch_tokens = name, form, context, batch_tokens
         self.parameters: int | None = sum(weight.numel() for weight in model.parameters())
@@ -67,7 +68,7 @@ class TransformersLLM:
 
     @model.setter
     def model(self, model: Any) -> None:
-        self._adapters = Adapters(model, self._path, self._pad_id)
+        self._adapters = Adapters(model, self._path, self._pad_id, self._precision)
 
     # -- Generation ------------------------------------------------------------
 

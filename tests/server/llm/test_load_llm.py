@@ -60,6 +60,13 @@ def test_automatic_precision_follows_the_hardware(monkeypatch):
     assert _dtype("fp32", cpu) == torch.float32
 
 
+def test_int8_is_of_generation_and_for_processors_that_have_it(model_folder, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ConfigError, match=r"llm\.precision: found int8, allowed: auto, fp32, bf16"):
+        load_llm(LLMConfig(path=str(model_folder), precision="int8", device="cpu"))
+    assert _dtype("int8", torch.device("cpu")) == _dtype("auto", torch.device("cpu"))
+
+
 def test_nothing_given_or_unknown():
     assert refusal() == "llm: engine transformers needs path; found null"
     assert refusal(engine="openai") == "llm: engine openai needs model and base_url; found null"
