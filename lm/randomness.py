@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 if TYPE_CHECKING:
     import torch
+    from cryptography.hazmat.primitives.ciphers import CipherContext
 
 MANTISSA = 2**52 - 1  # of a float64
 ONE = 1023 << 52  # the bits of 1.0
@@ -78,7 +78,7 @@ class SecureNoise:
 
     def __init__(self, key: bytes | None = None) -> None:
         # each key is used for one stream, so the counter may start at 0
-        self._stream = key and Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        self._stream = key and _aes(key, bytes(16))
 
     def _bytes(self, count: int) -> bytes:
         return self._stream.update(bytes(count)) if self._stream else os.urandom(count)
@@ -115,8 +115,7 @@ class SecureNoise:
     def _chunks(self, count: int) -> Iterator[tuple[int, torch.Tensor]]:
         import torch
 
-        key, counter = self._bytes(32), self._bytes(16)
-        stream = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
+        stream = _aes(self._bytes(32), self._bytes(16))
         zeros, bits, half = bytes(8 * self.chunk), bytearray(8 * self.chunk), self.chunk // 2
         numbers, pair = torch.frombuffer(bits, dtype=torch.int64), torch.empty(self.chunk)
         for start in range(0, count, self.chunk):
@@ -129,6 +128,14 @@ class SecureNoise:
             torch.mul(radius, angle.cos(), out=pair[:half])
             torch.mul(radius, angle.sin_(), out=pair[half:])
             yield start, pair[: count - start]
+
+
+def _aes(key: bytes, counter: bytes) -> CipherContext:
+    """AES-256 in counter mode, as a stream of bytes."""
+    # here, so that what draws seeded numbers alone needs no such library
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    return Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
 
 class SeededNoise:

@@ -37,6 +37,8 @@ from fedduet.lm.dp.dpsgd import planned_steps, prepare_generator, train_generato
 from fedduet.lm.models.batch import encode_document
 from fedduet.lm.models.load import load_causal_lm, load_tokenizer
 from fedduet.lm.randomness import SecureNoise, derive, numpy_generator
+from fedduet.scripts.attacking.audit_prediction import KINDS as PREDICTIONS
+from fedduet.scripts.attacking.audit_prediction import audit_prediction
 from fedduet.scripts.attacking.audit_scores import KINDS as SCORES
 from fedduet.scripts.attacking.audit_scores import audit_scores
 from fedduet.tasks.builtin.standin import resolve
@@ -53,6 +55,7 @@ KINDS = {
     "natural": "white box, the site's own records as canaries, every noisy gradient seen",
     "release": "black box, the site's own records as canaries, only the released texts seen",
     **SCORES,
+    **PREDICTIONS,
 }
 
 
@@ -274,7 +277,7 @@ def main(argv: Sequence[str]) -> int:
         if given.kinds and {"natural", "release"} & set(kinds):
             raise ConfigError(
                 "--kinds: natural and release take single records as canaries, and users are the"
-                " unit; allowed: worst, votes, gaussian"
+                " unit; allowed: worst, votes, gaussian, private_prediction"
             )
         kinds = [kind for kind in kinds if kind not in ("natural", "release")]
         units, each = 1 + max(owners_of(split.train, "user")), generator.records_per_user
@@ -284,11 +287,15 @@ def main(argv: Sequence[str]) -> int:
         positive_numbers(given.epsilons, "--epsilons") if given.epsilons else [privacy.epsilon]
     )
     for kind, epsilon in itertools.product(kinds, epsilons):
-        if kind in SCORES and math.isinf(epsilon):
-            continue  # sites refuse protected scores without a finite epsilon
+        if kind in SCORES | PREDICTIONS and math.isinf(epsilon):
+            continue  # refused, or, unclipped, no claim
         since, asked = time.monotonic(), (generator, epsilon, delta)
         with console.status(f"{KINDS[kind]}; epsilon {epsilon:g}"):
-            if kind in SCORES:
+            if kind in PREDICTIONS:
+                claimed, found = audit_prediction(
+                    *asked, given.canaries, seed, units if by_user else len(split.train)
+                )
+            elif kind in SCORES:
                 claimed, found = audit_scores(
                     kind, epsilon, delta, given.canaries, seed, len(task.labels), each
                 )
@@ -300,7 +307,7 @@ def main(argv: Sequence[str]) -> int:
                 made, found = audit_natural(*asked, records, task, domain, seed)
             else:
                 made, found = audit_release(*asked, records, task, domain, 200, seed)
-        claimed = claimed if kind in SCORES else made.epsilon
+        claimed = claimed if kind in SCORES | PREDICTIONS else made.epsilon
         refuted = max(found.epsilon, found.by_curve or 0.0) > claimed
         rows.append(
             {
