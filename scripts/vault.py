@@ -184,11 +184,8 @@ def releases(config: SiteConfig) -> int:
         return 0  # texts and scores never leave it
     task = build_task(config.task)
     kept = Releases(config.folder / "releases")
-    withheld = [
-        kept.find(one.message_id)
-        for one in Approvals(config.folder / "approvals").all()
-        if not one.decided
-    ]
+    approvals = Approvals(config.folder / "approvals")
+    withheld = [approvals.answer(one.name)[0] for one in approvals.all() if not one.decided]
     for answer in kept.all():
         if answer in withheld:
             continue
@@ -223,13 +220,16 @@ def approve(config: SiteConfig, names: Sequence[str], deny: bool) -> int:
         for name in names:
             print(f"{'denied' if deny else 'approved'}: {approvals.decide(name, not deny).what}")
         return 0
-    kept = Releases(config.folder / "releases")
     waiting = [one for one in approvals.all() if one.decided is None]
     for one in waiting:
         print(f"{one.name}: {one.what}")
-        answer = kept.find(one.message_id)
+        answer, arrays = approvals.answer(one.name)
         for text in getattr(getattr(answer, "data", None), "texts", ()):
             print(f"    {text}")
+        for score in getattr(answer, "scores", ()):
+            print(f"    {score}")
+        for array, values in sorted(arrays.items()):
+            print(f"    {array} {list(values.shape)}")
     print(
         f"{len(waiting)} waiting"
         + ("; fedduet-vault approve --config FILE NAME [--deny]" if waiting else "")

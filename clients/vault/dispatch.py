@@ -8,6 +8,7 @@ from fedduet.clients.vault.config import SiteConfig
 from fedduet.clients.vault.reasoning import ReasoningVault
 from fedduet.clients.vault.release.approvals import Approvals
 from fedduet.clients.vault.vault import Vault
+from fedduet.conf.check import ConfigError
 from fedduet.tasks.data.questions import QuestionsConfig
 from fedduet.wire.codec import Arrays
 from fedduet.wire.messages import Answer, Evaluate, Introduce, Learn, Refused, Score, Synthesize
@@ -51,32 +52,39 @@ def ask(vault: AnyVault, request: Any, arrays: Arrays | None = None) -> tuple[An
         )
     if name == "introduce":
         return method(), None
-    answer, returned = method(request, arrays or {}) if name == "learn" else (method(request), None)
-    return _approved(vault, request, answer, returned)
-
-
-def _approved(
-    vault: AnyVault, request: Any, answer: Any, returned: Arrays | None
-) -> tuple[Any, Arrays | None]:
-    """The answer, unless it is a release and the site's policy has a person approve these: then
-    only after that."""
-    policy, receipt = vault.config.policy, getattr(answer, "receipt", None)
-    if policy.approval == "never" or receipt is None:
-        return answer, returned
-    what = (
-        f"{receipt.released} {RELEASED[type(request)]} to run {request.run}, {receipt.mechanism},"
-        f" epsilon {receipt.epsilon:.3g}"
-    )
-    decided = Approvals(vault.config.folder / "approvals").wait(
-        request.message_id, what, policy.approval_seconds
-    )
-    if decided:
-        return answer, returned
-    if decided is None:
-        return (
-            Refused(
-                f"this release waits for a person at the site ({what}); ask again later", "waiting"
-            ),
-            None,
+    if vault.config.policy.approval == "never":
+        return _asked(method, name, request, arrays)
+    approvals = Approvals(vault.config.folder / "approvals")
+    held = approvals.held(request, arrays)
+    if held is None:
+        answer, returned = _asked(method, name, request, arrays)
+        if (receipt := getattr(answer, "receipt", None)) is None:
+            return answer, returned
+        what = (
+            f"{receipt.released} {RELEASED[type(request)]} to run {request.run},"
+            f" {receipt.mechanism}, epsilon {receipt.epsilon:.3g}"
         )
-    return Refused(f"a person at the site denied this release ({what})", "policy"), None
+        held = approvals.hold(request, arrays, what, answer, returned)
+    return _approved(approvals, held, vault.config.policy.approval_seconds)
+
+
+def _asked(
+    method: Any, name: str, request: Any, arrays: Arrays | None
+) -> tuple[Any, Arrays | None]:
+    return method(request, arrays or {}) if name == "learn" else (method(request), None)
+
+
+def _approved(approvals: Approvals, name: str, seconds: float) -> tuple[Any, Arrays | None]:
+    """What is kept under `name`, once a person has approved just that."""
+    decided = approvals.wait(name, seconds)
+    if decided is None:
+        return Refused(
+            "this release waits for a person at the site; ask again later", "waiting"
+        ), None
+    if not decided:
+        return Refused("a person at the site denied this release", "policy"), None
+    try:
+        answer, arrays = approvals.answer(name)
+    except ConfigError:
+        return Refused("what was approved is not kept any more; nothing was released", "data"), None
+    return answer, arrays or None

@@ -249,14 +249,15 @@ def test_a_release_waits_for_a_person_and_a_denial_stays(serving, tmp_path, caps
     assert (
         isinstance(waiting, Refused)
         and waiting.kind == "waiting"
-        and "texts to run run, dp-sgd, epsilon" in waiting.reason
+        and waiting.reason == "this release waits for a person at the site; ask again later"
     )
     assert isinstance(ask_remote(url, Learn("l", "run", "local"))[0], Learned)  # no release
     capsys.readouterr()
     assert main(["releases", "--config", file]) == 0 and capsys.readouterr().out == ""
     assert main(["approve", "--config", file]) == 0
     name, *texts = capsys.readouterr().out.splitlines()
-    name = name.partition(":")[0]
+    name, _, what = name.partition(": ")
+    assert "texts to run run, dp-sgd, epsilon" in what and len(name) == 64
     assert (
         main(["approve", "--config", file, "nothing"]) == 2
         and f"waiting: {name}" in capsys.readouterr().err
@@ -278,15 +279,12 @@ def test_a_release_waits_for_a_person_and_a_denial_stays(serving, tmp_path, caps
 
 
 def test_a_request_waits_for_an_approval_and_takes_a_denial(tmp_path):
-    approvals = Approvals(tmp_path)
-    deciding = threading.Timer(0.3, lambda: approvals.decide(approvals.name("m"), False))
-    deciding.start()
-    assert (
-        approvals.wait("m", "texts", 20.0) is False and approvals.wait("m", "texts", 0.0) is False
-    )
-    assert approvals.wait("n", "texts", 0.0) is None and [
-        one.decided for one in approvals.all()
-    ] == [False, None]
+    approvals, asked = Approvals(tmp_path), [synthesize(id=name) for name in "mn"]
+    one, other = (approvals.hold(ask, None, "texts", Introduced("c", "d"), None) for ask in asked)
+    threading.Timer(0.3, lambda: approvals.decide(one, False)).start()
+    assert approvals.wait(one, 20.0) is False and approvals.wait(one, 0.0) is False
+    assert approvals.wait(other, 0.0) is None and approvals.held(asked[0]) == one
+    assert [waiting.decided for waiting in approvals.all()] == [False, None]
 
 
 def test_bodies_come_back_and_pickles_do_not_open():
