@@ -138,9 +138,8 @@ class Game:
         if not file.is_file():
             return []
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-        said = {"time", "check"}
-        if self.policy == "open":
-            said |= {"digest"}  # of what left by permission
+        # hashes over the site's clock and its key; what left is compared as it left
+        said = {"time", "check", "coins", "digest"}
         return [{key: line[key] for key in line if key not in said} for line in lines]
 
 
@@ -166,6 +165,9 @@ def fixed_draws() -> Iterator[list[tuple[int, ...]]]:
     def noisy(total: np.ndarray, sigma: float, randomness: Any) -> np.ndarray:
         return sigma * np.random.default_rng(total.size).standard_normal(total.shape)
 
+    def votes(total: np.ndarray, sigma: float, randomness: Any) -> np.ndarray:
+        return noisy(total.astype(float), sigma, randomness)
+
     def noise_alone(
         parameters: dict[str, torch.nn.Parameter],
         total: Any,
@@ -188,6 +190,7 @@ def fixed_draws() -> Iterator[list[tuple[int, ...]]]:
 
     with (
         mock.patch.object(feedback, "noisy", noisy),
+        mock.patch.object(feedback, "noisy_votes", votes),
         mock.patch.object(dpsgd, "set_noisy_gradients", noise_alone),
         mock.patch.object(classify, "_logits", seen),
     ):
