@@ -46,9 +46,10 @@ screenshots: .venv/.docs  ## reports of all three methods and pictures of them, 
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-docs.lock
 	@touch $@
 
-lint: install
+lint: install  ## style, layout, directions of imports, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/package.py
 
 audit-code: install  ## bandit over the source (pyproject.toml says what it skips), and the locked packages against known vulnerabilities
 	$(BIN)/bandit -q -c pyproject.toml -r clients conf lm scripts server strategies tasks wire
@@ -62,4 +63,4 @@ audit-code: install  ## bandit over the source (pyproject.toml says what it skip
 check: lint audit-code test  ## lint, known vulnerabilities, and tests
 
 clean:
-	rm -rf .venv runs site .pytest_cache .ruff_cache .audit.log
+	rm -rf .venv runs site .pytest_cache .ruff_cache .mypy_cache .audit.log

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedduet.conf.check import ConfigError
 from omegaconf import OmegaConf
@@ -42,7 +42,7 @@ def plain(config: Any) -> dict[str, Any]:
     """What Hydra composed, as plain dicts. Raises ConfigError for a value that refers to one that
     the person has to set."""
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except InterpolationToMissingValueError as problem:
         key = str(problem).partition("Missing mandatory value: ")[2].split()[0]
         raise ConfigError(f"{key}: not set; pass {key}=...") from None

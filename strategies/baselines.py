@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -121,7 +122,8 @@ def pooled(moves: Moves, _: Any) -> None:
 def fedavg(moves: Moves, settings: Any) -> None:
     """FedAvg (McMahan et al. 2017) of the SLMs' shared weights, LoRA or full: every round all sites
     do a part of a local training from the average; the last average is measured at every site."""
-    rounds, average = settings.fedavg_rounds, {}
+    rounds: int = settings.fedavg_rounds
+    average: Arrays = {}
 
     def request(site: str, round: int, **options: Any) -> Learn:
         phase = f"learn-fedavg-{round}"
@@ -139,9 +141,7 @@ def fedavg(moves: Moves, settings: Any) -> None:
         )
 
     for round in range(rounds):
-        average = moves.run.once_arrays(
-            f"fedavg-{round}", lambda round=round, start=average: one_round(round, start)
-        )
+        average = moves.run.once_arrays(f"fedavg-{round}", partial(one_round, round, average))
     # only loads the average at every site, so that it can be measured
     moves.teach(
         "fedavg",

@@ -45,7 +45,8 @@ def crosslm(
     if scorer == "local":
         moves.learn("local")
     steering.measure("before")
-    data, shown = {}, demonstrations
+    data: Texts = {}
+    shown = demonstrations
     for round in range(config.rounds):
         texts = steering.write(f"write-{round}", shown)
         rewards = steering.score(round, scorer, texts)

@@ -83,7 +83,8 @@ class CrossLMMoves:
     ) -> None:
         """Write the round's texts, scores and rewards to the run folder and its figures to
         `curve`."""
-        run, rows, at = self.moves.run, [], 0
+        run, at = self.moves.run, 0
+        rows: list[dict[str, Any]] = []
         for site, data in sorted(texts.items()):
             kept = set(accepted[site].texts)
             for place, (text, label) in enumerate(zip(data.texts, data.labels, strict=True)):

@@ -39,7 +39,8 @@ def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
 
     Returns the demonstrations that the judge kept, by site.
     """
-    kept, data = {}, {}
+    kept: Texts = {}
+    data: Texts = {}
     for round in range(config.rounds):
         written = moves.synthesize(round, config.rounds, config.demonstrations_per_label)
         chosen = moves.curate(round, written)

@@ -21,6 +21,7 @@ budget of LLM tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import pydantic
@@ -65,7 +66,8 @@ def gboost(moves: Moves, config: GBoostConfig) -> None:
     for name, (method, search) in methods(config).items():
         moves.attempt(
             name,
-            lambda name=name, method=method, search=search: moves.answer(
+            partial(
+                moves.answer,
                 name,
                 model=MODEL,
                 method=method,

@@ -86,13 +86,11 @@ def pack(message: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Record
 def unpack(record: RecordDict) -> tuple[Any, Arrays]:
     """The message and its arrays. Raises WireError for anything that `pack` did not make."""
     try:
-        kind = record["kind"]["type"]
-        blob = record["message"]["json"].numpy()
-        arrays = (
-            {name: array.numpy() for name, array in record["arrays"].items()}
-            if "arrays" in record
-            else {}
-        )
+        # what is there may be anything: a record of another kind has no `numpy`
+        parts: Mapping[str, Any] = record
+        kind = parts["kind"]["type"]
+        blob = parts["message"]["json"].numpy()
+        arrays = {name: array.numpy() for name, array in parts.get("arrays", {}).items()}
     except (KeyError, TypeError, AttributeError, ValueError, EOFError) as failure:
         raise WireError(f"not a FedDuet message: {failure}") from None
     if blob.dtype != np.uint8 or blob.ndim != 1:

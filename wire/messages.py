@@ -40,8 +40,9 @@ def _check_names(message: Introduce | Synthesize | Score | Learn | Evaluate | An
                 f"{key}: found {name[:80]!r}; allowed: 1 to 64 letters, digits, dots, dashes and"
                 " underscores, not a dot first"
             )
-    if getattr(message, "scope", "own") not in ("own", "pooled"):
-        raise ValueError(f"scope: found {message.scope!r}; allowed: own, pooled")
+    scope = getattr(message, "scope", "own")
+    if scope not in ("own", "pooled"):
+        raise ValueError(f"scope: found {scope!r}; allowed: own, pooled")
 
 
 @dataclass(frozen=True)

@@ -150,16 +150,16 @@ def read_sites(config: Mapping[str, Any], problems: Problems | None = None) -> S
     top, run, federation = read_common(config, found)
     # what the run asks for comes first in complaints: the policy repeats its epsilon
     asked = found.of(read_asked, config["privacy"])
-    part = SitesPart(
-        seed=top and top.seed,
-        folder=Path(run.folder) if run and run.folder else None,
-        federation=federation,
-        task=found.of(check_task, config["task"]),
-        slm=found.of(check, SLMConfig, config["slm"], "slm"),
-        generator=found.of(check, GeneratorConfig, config["generator"], "generator"),
-        privacy=asked and found.of(check, PrivacyConfig, config["privacy"], "privacy"),
-        answers=found.of(check, AnswersConfig, config["answers"], "answers"),
-    )
+    parts: dict[str, Any] = {  # None: what is wrong with it is among the problems
+        "seed": top and top.seed,
+        "folder": Path(run.folder) if run and run.folder else None,
+        "federation": federation,
+        "task": found.of(check_task, config["task"]),
+        "slm": found.of(check, SLMConfig, config["slm"], "slm"),
+        "generator": found.of(check, GeneratorConfig, config["generator"], "generator"),
+        "privacy": asked and found.of(check, PrivacyConfig, config["privacy"], "privacy"),
+        "answers": found.of(check, AnswersConfig, config["answers"], "answers"),
+    }
     if problems is None:
         found.end()
-    return part
+    return SitesPart(**parts)

@@ -91,7 +91,7 @@ class ReasoningVault:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # the adapter alone: switched off it is the base, which so costs nothing extra
         if isinstance(model, PeftModel):
-            model.save_pretrained(folder)
+            model.save_pretrained(str(folder))
             tokenizer.save_pretrained(folder)
         else:
             save_model(model, tokenizer, folder)

@@ -102,7 +102,7 @@ class SLM:
                 model,
                 self._tokenizer,
                 private,
-                request.data,
+                request.data,  # type: ignore[arg-type]  # it has the fields of Examples
                 config,
                 weight=request.weight,
                 order=request.order,

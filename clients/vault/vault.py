@@ -20,7 +20,7 @@ from fedduet.clients.vault import feedback
 from fedduet.clients.vault.budget.kept import bind
 from fedduet.clients.vault.budget.ledger import Charge, Ledger, LedgerError
 from fedduet.clients.vault.cards import write_generator_card, write_slm_card
-from fedduet.clients.vault.config import SiteConfig
+from fedduet.clients.vault.config import GeneratorConfig, SiteConfig
 from fedduet.clients.vault.counting import check_noise, noisy_count, right_by_unit
 from fedduet.clients.vault.measured import detail
 from fedduet.clients.vault.prediction import (
@@ -44,11 +44,13 @@ from fedduet.clients.vault.trainings import (
     public_rows,
     told_seconds,
 )
+from fedduet.conf.check import ConfigError
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.dp.dpsgd import planned_steps
 from fedduet.lm.dp.private_prediction import cost
 from fedduet.lm.models.card import TEST_ACCURACY, add_metric
 from fedduet.lm.randomness import NoiseSource, SeededNoise, derive
+from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import build_task, load_client, load_pooled
 from fedduet.tasks.task import Split
 from fedduet.wire.codec import Arrays, encode
@@ -72,17 +74,26 @@ class Vault:
 
     def __init__(self, config: SiteConfig) -> None:
         self.config = config
+        if not isinstance(config.task, TaskConfig):
+            raise ConfigError(f"task.kind: found {config.task.kind}; this vault holds texts")
+        self._texts = config.task
         self.task = build_task(config.task)
         self._releases = Releases(config.folder / "releases")
         self._measurements = Releases(config.folder / "measurements")
+
+    @property
+    def _generator(self) -> GeneratorConfig:
+        if self.config.generator is None:
+            raise PolicyError("this site has no DP generator, so it gives no demonstrations")
+        return self.config.generator
 
     @cached_property
     def _records(self) -> Split:
         config, by_user = self.config, self.config.policy.unit == "user"
         return (
-            load_pooled(config.task, config.seed, by_user)
+            load_pooled(self._texts, config.seed, by_user)
             if config.pooled
-            else load_client(config.task, config.client, config.seed, by_user)
+            else load_client(self._texts, config.client, config.seed, by_user)
         )
 
     @cached_property
@@ -128,9 +139,9 @@ class Vault:
         rules.check_synthesize(self.config.policy, request, self._units, len(self.task.labels))
         delta = rules.delta_for(self.config.policy, self._units, request.delta)
         ledger = self._ledger(delta)
-        if self.config.generator.predicts:
+        if self._generator.predicts:
             return self._predict(request, ledger)
-        steps, rate = planned_steps(self.config.generator, self._units)
+        steps, rate = planned_steps(self._generator, self._units)
 
         def plan() -> Event:
             sigma = ledger.plan(request.epsilon, request.run, rate, steps, left)
@@ -152,7 +163,7 @@ class Vault:
             self._owners,
             self.task,
             self.domain,
-            self.config.generator,
+            self._generator,
             event.noise_multiplier,
             request.per_label,
             self._randomness(once, request.round),
@@ -176,7 +187,7 @@ class Vault:
             event.noise_multiplier,
             rate,
             steps,
-            self.config.generator.clip,
+            self._generator.clip,
             self._units,
             unit=self.config.policy.unit,
             epsilon_fixed=charge.epsilon_fixed,
@@ -188,7 +199,7 @@ class Vault:
     def _predict(self, request: Synthesize, ledger: Ledger) -> Synthesized:
         """The same texts by private prediction: rho is planned over all rounds, and nothing is
         trained."""
-        config, left = self.config.generator, self._rounds_left(request)
+        config, left = self._generator, self._rounds_left(request)
 
         def plan() -> Event:
             rho = ledger.plan_rho(request.epsilon, request.run, left)
@@ -257,7 +268,7 @@ class Vault:
         count_training(self.config, request)
         rows, seed = public_rows(self.config, self._units), batch_seed(self.config, request)
         if self.config.policy.unit == "user" and not self.config.repeatable:
-            each = self.config.generator.records_per_user
+            each = self._generator.records_per_user
             split = replace(split, validation=evened(split.validation, each))
         trained = slm.train(request, split, arrays or {}, rows, seed)
         kept = self.config.folder / "models" / request.run / request.model
@@ -507,6 +518,8 @@ class Vault:
         if file.is_file():
             bind(ledger.path, name, hashlib.sha256(file.read_bytes()).hexdigest())
             charge = ledger.find(name)
+            if charge is None:
+                raise LedgerError(f"{name}: a scorer is kept that the ledger has no charge for")
         else:
             event = self._paid_or_planned(
                 ledger,

@@ -134,13 +134,19 @@ class Moves:
             self.receipts |= {site: answer.receipt for site, answer in good.items()}
         return good
 
+    @property
+    def _writer(self) -> Cloud:
+        if self.cloud is None:
+            raise ValueError("this strategy's kind of task has no cloud that writes texts")
+        return self.cloud
+
     def curate(self, round: int, demonstrations: Texts) -> Texts:
         """The cloud's selection of the demonstrations."""
         phase = f"curate-{round}"
         return self.remember(
             phase,
             LabelledTexts,
-            lambda: self.on_llm(phase, lambda: self.cloud.curate(phase, demonstrations)),
+            lambda: self.on_llm(phase, lambda: self._writer.curate(phase, demonstrations)),
         )
 
     def augment(self, phase: str, demonstrations: Texts | None) -> Texts:
@@ -148,7 +154,7 @@ class Moves:
         data = self.remember(
             phase,
             LabelledTexts,
-            lambda: self.on_llm(phase, lambda: self.cloud.augment(phase, demonstrations)),
+            lambda: self.on_llm(phase, lambda: self._writer.augment(phase, demonstrations)),
         )
         self.artefact("task_data", phase, data)
         return data
@@ -171,13 +177,13 @@ class Moves:
         empty = LabelledTexts()
 
         def request(site: str) -> Learn:
-            settings = {"weight": weight, "order": order, "seed": self.seed} | options
+            settings: dict[str, Any] = {"weight": weight, "order": order, "seed": self.seed}
             return Learn(
                 self.message_id(f"learn-{model}", site),
                 self.sites.run_id,
                 model,
                 (data or {}).get(site, empty),
-                **settings,
+                **(settings | options),
             )
 
         self.measure(model, only=self.teach(model, request))

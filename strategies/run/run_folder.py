@@ -114,7 +114,7 @@ class RunFolder:
             values = compute()
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f".{os.getpid()}.{file.name}")
-            np.savez(partial, **values)
+            np.savez(partial, **values)  # type: ignore[arg-type]  # numpy types them as allow_pickle
             partial.replace(file)
             return values
         self.event("phase_reused", phase=name)

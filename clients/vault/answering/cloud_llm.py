@@ -377,17 +377,14 @@ class Remote:
             self._keep([prompt] if isinstance(prompt, str) else prompt)
         self.counts.requests += 1
         parts, size = [], 0
-        content = (
-            {}
-            if body is None
-            else {
-                "content": json.dumps(body).encode(),
-                "headers": {"content-type": "application/json"},
-            }
-        )
+        content = None if body is None else json.dumps(body).encode()
+        headers = None if body is None else {"content-type": "application/json"}
         try:
             async with self._client.stream(
-                method, self.config.base_url.rstrip("/") + path, **content
+                method,
+                self.config.base_url.rstrip("/") + path,
+                content=content,
+                headers=headers,
             ) as answer:
                 async for part in answer.aiter_bytes():
                     parts.append(part)

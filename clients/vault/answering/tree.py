@@ -73,7 +73,7 @@ class Tree:
         children come first, then the earliest of equals. Subtrees without an open leaf are passed
         over [O].
         """
-        leaves = []
+        leaves: list[Node] = []
         while len(leaves) < count and self.nodes[0].open:
             node = self.nodes[0]
             while among := [

@@ -173,11 +173,13 @@ class FallbackWriter:
             why = lost.error or "EmptyStep: the LLM wrote nothing"
             reason = why.partition(":")[0]
             self.failures[reason] = self.failures.get(reason, 0) + 1
-            tokens = {
-                "llm_tokens": own.llm_tokens + lost.llm_tokens,
-                "slm_tokens": own.slm_tokens + lost.slm_tokens,
-            }
-            steps[number] = replace(own, **tokens, degraded=True, error=own.error or why)
+            steps[number] = replace(
+                own,
+                llm_tokens=own.llm_tokens + lost.llm_tokens,
+                slm_tokens=own.slm_tokens + lost.slm_tokens,
+                degraded=True,
+                error=own.error or why,
+            )
         return steps
 
     def _attempt(self, asks: Sequence[StepAsk]) -> list[Step]:

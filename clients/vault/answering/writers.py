@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from fedduet.clients.vault.answering.steps import DELIMITER, Step, StepAsk, StepWriter
 from fedduet.lm.decoding.decode import Answer, Ask, decode
@@ -114,20 +114,19 @@ class TokenWriter:
     def _step(self, answer: Answer, whole: bool) -> Step:
         # the one that ended the row was drawn too
         count = len(answer.tokens) + (answer.finish in ("end", "error"))
-        tokens = {"llm_tokens": self._llm * count, "slm_tokens": self._slm * count}
+        llm, slm = self._llm * count, self._slm * count
         if answer.finish == "error":
-            return Step("", "error", **tokens, error=answer.error)
+            return Step("", "error", llm, slm, error=answer.error)
         text = self._tokenizer.decode(list(answer.tokens), skip_special_tokens=True)
         if whole:
             closed = self._closed(text) if answer.finish == "stopped" else None
-            return Step(
-                (closed or text).strip(),
-                "end" if answer.finish in ("end", "stopped") else "length",
-                **tokens,
-            )
+            over = answer.finish in ("end", "stopped")
+            return Step((closed or text).strip(), "end" if over else "length", llm, slm)
         line, _, _ = text.partition(self._delimiter)
-        end = {"end": "end", "stopped": "delimiter"}.get(answer.finish, "length")
-        return Step(line.strip(), end, **tokens)  # type: ignore[arg-type]
+        end: Literal["end", "delimiter", "length"] = "length"
+        if answer.finish in ("end", "stopped"):
+            end = "end" if answer.finish == "end" else "delimiter"
+        return Step(line.strip(), end, llm, slm)
 
 
 # ---------------------------------------------------------------- writers of models in this process

@@ -283,10 +283,10 @@ class Ledger:
             plan = open_plan(entries, run, what)
             if plan is not None and plan.event == event:
                 self._check_budget(entries, run, what, None, epsilon_run, at)
-                paid = {"rounds": 0, "part_of": plan.id}
+                paid, part_of = 0, plan.id
             else:
                 self._check_budget(entries, run, what, event.times(rounds), epsilon_run, at)
-                paid = {"rounds": rounds, "part_of": None}
+                paid, part_of = rounds, None
             when = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="seconds")
             new = Entry(
                 id=id,
@@ -297,7 +297,8 @@ class Ledger:
                 released=released,
                 unit=self._unit,
                 coins=coins,
-                **paid,
+                rounds=paid,
+                part_of=part_of,
             )
             journal.append(new.to_line())
             return self._charge([*entries, new], new, at, journal.last_check, repeated=False)

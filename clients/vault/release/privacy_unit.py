@@ -20,12 +20,14 @@ def owners_of(records: Sequence[Record], unit: Unit) -> list[int]:
 def check_unit(policy: Policy, task: AnyTask) -> None:
     """Raises ConfigError where users shall be the unit and the task does not say whose a record
     is."""
-    if policy.unit == "user" and isinstance(task, QuestionsConfig):
+    if policy.unit == "record":
+        return
+    if isinstance(task, QuestionsConfig):
         raise ConfigError(
             "policy.unit: found user with a task of questions, of which nothing leaves with an"
             " epsilon; allowed: record"
         )
-    if policy.unit == "user" and not task.user_column:
+    if not task.user_column:
         raise ConfigError(
             "policy.unit: found user, but task.user_column is null; give the column that says whose"
             " a row is, or unit record"
