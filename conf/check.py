@@ -19,9 +19,12 @@ class RunFailed(RuntimeError):
 
 
 class Section(pydantic.BaseModel):
-    """Base of every section: frozen, and unknown keys are errors."""
+    """Base of every section: frozen, and unknown keys are errors. The sentence under a field is its
+    description, for references and schemas."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=False, use_attribute_docstrings=True
+    )
 
 
 S = TypeVar("S", bound=Section)

@@ -37,8 +37,11 @@ class Baselines(Section):
 
     KNOWN: ClassVar[tuple[str, ...]] = ()
     fedavg_rounds: int = pydantic.Field(3, ge=1)
-    fedavg_part: float = pydantic.Field(1.0, gt=0, le=1)  # of a local training in each round [O]
+    """Rounds of averaging of the baseline FedAvg."""
+    fedavg_part: float = pydantic.Field(1.0, gt=0, le=1)
+    """Of a local training in each round [O]."""
     baselines: Mapping[str, bool] = {}
+    """Which baselines run, by name; those not mentioned do unless they are off by default."""
 
     @pydantic.field_validator("baselines")
     @classmethod

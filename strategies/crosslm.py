@@ -21,18 +21,25 @@ class CrossLMConfig(TunedLLM, Baselines):
     # training on own records alone is a step of the method
     KNOWN = (*OWN, *(name for name in available() if name != "local"))
     name: Literal["crosslm"]
+    """This strategy."""
     rounds: int = pydantic.Field(3, ge=1)
-    # texts of each label for each site's domain in a round
+    """Rounds of writing, scoring and tuning; the privacy budget is planned over all together."""
     per_label: int = pydantic.Field(24, ge=1)
+    """Texts of each label for each site's domain in a round."""
     share: Literal["domain", "all"] = "all"
-    weight: float = pydantic.Field(1.0, ge=0)  # lambda of L = CE(D_k) + lambda * sum r * CE
+    """all: every site learns from all accepted texts; domain: from those for its own domain."""
+    weight: float = pydantic.Field(1.0, ge=0)
+    """lambda of L = CE(own records) + lambda * sum of reward * CE(accepted texts)."""
     order: Literal["together", "generated_first"] = "together"
+    """together, or generated_first: generated texts, then the site's own."""
     aggregate: Literal["uniform", "rows", "median"] = "uniform"
-    # tau: the least reward of an accepted text; null: that of no opinion [O]
+    """Of the sites' scores: uniform, by number of records (rows), or their median."""
     accept: float | None = pydantic.Field(None, ge=0, le=1)
-    # texts of a label, the best ones, where fewer are accepted
+    """Tau: the least reward of an accepted text; null: that of no opinion [O]."""
     keep_at_least: int = pydantic.Field(4, ge=1)
-    adapters: Literal["separate", "shared"] = "separate"  # of generating and of the task
+    """Texts of a label, the best ones, where fewer are accepted."""
+    adapters: Literal["separate", "shared"] = "separate"
+    """One LoRA adapter for generating and one for the task, or one shared by both."""
 
 
 def crosslm(

@@ -21,8 +21,11 @@ class CustomConfig(GuidedTexts):
     LLM that writes for it, where its own section has no such keys."""
 
     name: str = OUTSIDE
+    """custom with a file, or the name of an installed strategy."""
     file: str | None = None
+    """A Python file that defines SPEC, or strategy(moves, settings)."""
     settings: Mapping[str, Any] = {}
+    """Its own section: checked by its spec, or handed to the function as it is."""
 
 
 class PlainSettings(pydantic.RootModel[dict[str, Any]]):

@@ -24,13 +24,17 @@ class FDKTConfig(GuidedTexts, Baselines):
 
     KNOWN = available(DEMONSTRATIONS, WRITING)
     name: Literal["fdkt"]
+    """This strategy."""
     rounds: int = pydantic.Field(1, ge=1)
+    """Exchanges; the privacy budget is planned over all of them together."""
     demonstrations_per_label: int = pydantic.Field(32, ge=1)
-    # what a site receives: data of its own domain, or everybody's
+    """DP-synthetic texts of each label that a site releases in a round."""
     share: Literal["domain", "all"] = "domain"
-    # lambda of L = CE(D_i) + lambda * CE(D_a,i); METHODS: our choice
+    """What a site receives: data of its own domain, or everybody's."""
     weight: float = pydantic.Field(1.0, ge=0)
+    """lambda of L = CE(own records) + lambda * CE(LLM's texts) [our choice]."""
     order: Literal["together", "generated_first"] = "together"
+    """together, or generated_first: generated texts, then the site's own."""
 
 
 def fdkt(moves: Moves, config: FDKTConfig) -> Texts:

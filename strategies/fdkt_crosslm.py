@@ -18,10 +18,13 @@ class FDKTCrossLMConfig(Section):
     """FDKT, then CrossLM from its SLMs and demonstrations."""
 
     name: Literal["fdkt_crosslm"]
-    # of epsilon for demonstrations, the rest for scores, where these are protected [O]
+    """This strategy."""
     fdkt_part: float = pydantic.Field(0.7, gt=0, lt=1)
+    """Of epsilon for demonstrations, the rest for scores, where these are protected [O]."""
     fdkt: FDKTConfig
+    """The settings of FDKT."""
     crosslm: CrossLMConfig
+    """The settings of CrossLM."""
 
     @pydantic.model_validator(mode="after")
     def _baselines_once(self) -> FDKTCrossLMConfig:

@@ -46,12 +46,15 @@ class GBoostConfig(Section):
     `SearchConfig`, checked at the sites and before a run."""
 
     name: Literal["gboost"]
-    # SEARCHES, and the sites' own (clients/vault/answering/baselines.py)
+    """This strategy."""
     methods: tuple[str, ...]
-    # solutions that a Best-of-N or a vote may draw within the budget
+    """Searches and the sites' own baselines, all at one budget of LLM tokens."""
     samples: int = pydantic.Field(16, ge=1)
-    questions: int | None = pydantic.Field(None, ge=1)  # test questions of each site; null: all
+    """Solutions that a Best-of-N or a vote may draw within the budget."""
+    questions: int | None = pydantic.Field(None, ge=1)
+    """Test questions of each site; null: all."""
     search: Mapping[str, Any] = {}
+    """Settings of every search (clients/vault/answering/config.py)."""
 
 
 def gboost(moves: Moves, config: GBoostConfig) -> None:

@@ -73,9 +73,13 @@ class PromptsConfig(Section):
     other braces stay."""
 
     chat_system: str = CHAT_SYSTEM
+    """The system turn."""
     chat_augment: str = CHAT_AUGMENT
+    """Asks for new texts after examples."""
     chat_judge: str = CHAT_JUDGE
-    completion_document: str | None = None  # null: control_code + separator + {text}
+    """Asks which of numbered texts to keep."""
+    completion_document: str | None = None
+    """null: control_code + separator + {text}."""
 
     @field_validator("chat_system", "chat_augment", "chat_judge", "completion_document")
     @classmethod
@@ -95,61 +99,86 @@ class TaskConfig(Section):
     directory."""
 
     name: str = Field(min_length=1)
+    """How reports name it."""
     kind: Literal["classification"] = "classification"
+    """Labelled texts."""
     source: Literal["world", "files", "hub"] = "files"
+    """The built-in world, files, or the hub."""
 
     root: str | None = None
-    # a file; a folder with one file per client; or client -> file
+    """Folder that path and test_path are relative to; null is the current working directory."""
     path: str | dict[str, str] | None = None
-    # likewise; one file without client_column serves all clients
+    """A file; a folder with one file per client; or client -> file."""
     test_path: str | dict[str, str] | None = None
-    # hub: the first argument of datasets.load_dataset, also a local folder
+    """Likewise; one file without client_column serves all clients."""
     dataset: str | None = None
+    """hub: the first argument of datasets.load_dataset, also a local folder."""
     subset: str | None = None
+    """hub: the data set's configuration."""
     train_split: str = "train"
+    """hub: whose rows are dealt to the clients."""
     test_split: str | None = None
+    """hub: the split for tests; null: test_fraction of each client's rows."""
 
     text_column: str = "text"
+    """The column of texts."""
     label_column: str = "label"
+    """The column of labels."""
     client_column: str | None = None
-    # whose row it is, where users are the unit of privacy (privacy.policy.unit)
+    """The column that says which client's row it is."""
     user_column: str | None = None
-    # null: every client found in the data
+    """Whose row it is, where users are the unit of privacy (privacy.policy.unit)."""
     clients: int | tuple[str, ...] | dict[str, str] | None = None
-    domain: str | None = None  # null: the client's name, _ as space; {client} is the bare name
-    # null: told from the others
+    """null: every client found in the data."""
+    domain: str | None = None
+    """Wording of every client's domain, in which {client} is the bare name; null: the client's
+    name, _ as space."""
     partition: Literal["column", "files", "iid", "dirichlet"] | None = None
+    """null: told from the others."""
     dirichlet_alpha: float = Field(default=0.5, gt=0)
-    labels: dict[str, str] = Field(default_factory=dict)  # raw value -> wording
+    """Of partition=dirichlet: the smaller, the more the label shares of clients differ."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Raw value -> wording."""
 
-    metric: Metric = "accuracy"  # others of simulations alone; auroc: of two labels
+    metric: Metric = "accuracy"
+    """Others of simulations alone; auroc: of two labels."""
 
-    # training rows, stratified by label; null: all
     rows_per_client: int | None = Field(default=None, ge=1)
-    # null: ceil(rows_per_client / 4) [our choice]
+    """Training rows, stratified by label; null: all."""
     validation_rows: int | None = Field(default=None, ge=0)
-    test_rows: int | None = Field(default=None, ge=1)  # null: the whole test split
-    # of a client's rows, where there is no test file or split
+    """null: ceil(rows_per_client / 4) [our choice]."""
+    test_rows: int | None = Field(default=None, ge=1)
+    """null: the whole test split."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
-    max_chars: int = Field(default=20_000, ge=1)  # longer texts are cut at a word boundary
-    # a row without a text, with an unknown label, or broken: ends the reading, or is left out
+    """Of a client's rows, where there is no test file or split."""
+    max_chars: int = Field(default=20_000, ge=1)
+    """Longer texts are cut at a word boundary."""
     on_bad_row: Literal["fail", "drop"] = "fail"
+    """A row without a text, with an unknown label, or broken: ends the reading, or is left
+    out."""
 
-    # Labelled text of no site (tasks/data/public.py): names of the data that are no clients, or a
-    # file; and a file of other such rows, on which settings may be chosen (null: a fifth of these)
     public_clients: tuple[str, ...] = ()
+    """Labelled text of no site (tasks/data/public.py): names of the data that are no clients,
+    or a file; and a file of other such rows, on which settings may be chosen (null: a fifth
+    of these)."""
     public_path: str | None = None
+    """Rows of no site, on which settings may be chosen."""
     validation_path: str | None = None
+    """A file of validation rows; null: they are taken from the training rows."""
 
-    # what the texts are, e.g. "questions that customers ask a bank": every prompt says it
     about: str | None = None
-    # what each label stands for, in a sentence: raw value or wording -> meaning
+    """What the texts are, e.g. "questions that customers ask a bank": every prompt says it."""
     meanings: dict[str, str] = Field(default_factory=dict)
-    # what a generator's training string starts with; null: made of `about`, label and meaning
+    """What each label stands for, in a sentence: raw value or wording -> meaning."""
     control_code: str | None = None
+    """What a generator's training string starts with; null: made of `about`, label and
+    meaning."""
     separator: str = " "
-    noun: str = "text"  # what one text is called
+    """Between control code and text."""
+    noun: str = "text"
+    """What one text is called."""
     prompts: PromptsConfig = Field(default_factory=PromptsConfig)
+    """Wording of the prompts."""
 
     @field_validator("name", "train_split", "text_column", "label_column", mode="before")
     @classmethod

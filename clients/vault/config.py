@@ -25,17 +25,26 @@ class PredictionConfig(Section):
     are ours [O]."""
 
     rule: Literal["clipped", "argmax"] = "clipped"
-    # B; null: n / (labels x batches), n the public number of units
+    """How contexts' predictions become one token: clipped logits that are averaged, or a noisy
+    argmax."""
     contexts: int | None = pydantic.Field(None, ge=1)
+    """B; null: n / (labels x batches), n the public number of units."""
     batches: int = pydantic.Field(1, ge=1)
-    tokens: int = pydantic.Field(32, ge=1)  # of a text; what is paid for
+    """Disjoint sets of contexts for each label."""
+    tokens: int = pydantic.Field(32, ge=1)
+    """Of a text; what is paid for."""
     temperature: float = pydantic.Field(1.0, gt=0)
+    """Of sampling; 0 is greedy."""
     top_k: int = pydantic.Field(500, ge=1)
-    examples: int = pydantic.Field(3, ge=0)  # that the public LM writes for its own prompt
-    # begins every prompt; {noun}, {domain} and {label} are filled
+    """Of sampling: among so many likeliest tokens; 0 is off."""
+    examples: int = pydantic.Field(3, ge=0)
+    """That the public LM writes for its own prompt."""
     heading: str = "Examples of {noun}s ({domain}, {label}):"
-    prompt_tokens: int = pydantic.Field(160, ge=8)  # longer lists are cut at their end
-    rows: int = pydantic.Field(64, ge=1)  # contexts read side by side; does not change the result
+    """Begins every prompt; {noun}, {domain} and {label} are filled."""
+    prompt_tokens: int = pydantic.Field(160, ge=8)
+    """Longer lists are cut at their end."""
+    rows: int = pydantic.Field(64, ge=1)
+    """Contexts read side by side; does not change the result."""
 
 
 class GeneratorConfig(DPConfig):
@@ -43,20 +52,31 @@ class GeneratorConfig(DPConfig):
     FDKT step 2), or that reads private contexts (see PredictionConfig)."""
 
     method: Literal["dpsgd", "private_prediction", "auto"] = "dpsgd"
-    # auto: private prediction for a site whose declared, public size is at most this
+    """DP-SGD on a public LM, private prediction by one, or auto: the latter for small sites."""
     auto_threshold: int = pydantic.Field(200, ge=1)
+    """auto: private prediction for a site whose declared, public size is at most this."""
     declared_size: int | None = pydantic.Field(None, ge=1)
+    """The public number of a site's units, by which auto decides."""
     prediction: PredictionConfig = PredictionConfig()
+    """How private prediction writes."""
     path: str = pydantic.Field(min_length=1)
+    """The generator's public start: folder or hub name of a causal LM."""
     temperature: float = pydantic.Field(1.0, gt=0)
+    """Of sampling; 0 is greedy."""
     top_k: int = pydantic.Field(50, ge=0)
+    """Of sampling: among so many likeliest tokens; 0 is off."""
     top_p: float = pydantic.Field(0.9, gt=0, le=1)
+    """Of sampling: the least set of tokens with this much probability."""
     max_new_tokens: int = pydantic.Field(96, ge=1)
-    minimum_tokens: int = pydantic.Field(5, ge=1)  # shorter samples are dropped [O]
-    # times the missing number is sampled again before fewer are released [O]
+    """The most tokens of one text."""
+    minimum_tokens: int = pydantic.Field(5, ge=1)
+    """Shorter samples are dropped [O]."""
     attempts: int = pydantic.Field(4, ge=1)
+    """Times the missing number is sampled again before fewer are released [O]."""
     sample_batch: int = pydantic.Field(64, ge=1)
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    """Texts sampled at once."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
     @property
     def predicts(self) -> bool:

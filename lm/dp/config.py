@@ -13,23 +13,33 @@ class DPConfig(Section):
     2023); other defaults are ours [O]."""
 
     tuning: Literal["lora", "full"] = "lora"
-    rank: int = pydantic.Field(default=8, ge=1)  # LoRA
-    alpha: float = pydantic.Field(default=16.0, gt=0)  # LoRA; the update is scaled by alpha / rank
-    targets: str | tuple[str, ...] = "all-linear"  # LoRA: "all-linear" or module names
+    """Train a LoRA adapter or all weights (full)."""
+    rank: int = pydantic.Field(default=8, ge=1)
+    """Of the LoRA adapter."""
+    alpha: float = pydantic.Field(default=16.0, gt=0)
+    """LoRA; the update is scaled by alpha / rank."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """LoRA: "all-linear" or module names."""
     learning_rate: float = pydantic.Field(default=1e-3, gt=0)
-    epochs: float = pydantic.Field(default=10.0, gt=0)  # expected passes over the private texts
-    steps: int | None = pydantic.Field(default=None, ge=1)  # overrides epochs
-    # expected units a step; the sample rate is logical_batch / n, at most 1
+    """Constant, of AdamW on the noised gradient."""
+    epochs: float = pydantic.Field(default=10.0, gt=0)
+    """Expected passes over the private texts."""
+    steps: int | None = pydantic.Field(default=None, ge=1)
+    """Overrides epochs."""
     logical_batch: int = pydantic.Field(default=16, ge=1)
-    # rows in memory at a time; does not change the result
+    """Expected units a step; the sample rate is logical_batch / n, at most 1."""
     micro_batch: int = pydantic.Field(default=16, ge=1)
-    # where users are the unit: of a drawn user's records, so many at most a step
+    """Rows in memory at a time; does not change the result."""
     records_per_user: int = pydantic.Field(default=4, ge=1)
-    max_tokens: int = pydantic.Field(default=128, ge=2)  # of control code + text + EOS
-    # C, L2 over all trainable parameters of one unit's gradient
+    """Where users are the unit: of a drawn user's records, so many at most a step."""
+    max_tokens: int = pydantic.Field(default=128, ge=2)
+    """Of control code + text + EOS."""
     clip: float = pydantic.Field(default=1.0, gt=0)
-    mask_control_code: bool = False  # true: the control code's own tokens carry no loss
-    # of forward and backward, where int8 is auto, and of sampling; gradients are summed in float32
+    """C, L2 over all trainable parameters of one unit's gradient."""
+    mask_control_code: bool = False
+    """true: the control code's own tokens carry no loss."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    # how gradients are clipped; changes the result by rounding only
+    """Of forward and backward, where int8 is auto, and of sampling; gradients are summed in
+    float32."""
     engine: Literal["book_keeping", "vmap", "hooks"] = "book_keeping"
+    """How gradients are clipped; changes the result by rounding only."""

@@ -13,32 +13,49 @@ class PolicyConfig(Section):
     """How the generator learns from scores. All values are our choice [O]."""
 
     objective: Literal["policy_gradient", "dpo", "likelihood"] = "policy_gradient"
+    """What makes well-rated texts likelier: policy_gradient, dpo (pairs of a label), or
+    likelihood."""
     learning_rate: float = pydantic.Field(5e-4, gt=0)
+    """Of AdamW."""
     epochs: int = pydantic.Field(4, ge=1)
+    """Passes over the texts."""
     batch_size: int = pydantic.Field(32, ge=1)
+    """Texts a step."""
     rank: int = pydantic.Field(16, ge=1)
+    """Of the LoRA adapter."""
     alpha: float = pydantic.Field(32.0, gt=0)
-    clip: float = pydantic.Field(0.2, gt=0)  # of the ratio new / old policy, as in PPO
-    kl_weight: float = pydantic.Field(0.05, ge=0)  # of the leash in the loss
-    keep_weight: float = pydantic.Field(1.0, ge=0)  # of the KL to the base on kept texts
-    # nats a token from the base; above it the round is undone
+    """Of the LoRA adapter; its update is scaled by alpha / rank."""
+    clip: float = pydantic.Field(0.2, gt=0)
+    """Of the ratio new / old policy, as in PPO."""
+    kl_weight: float = pydantic.Field(0.05, ge=0)
+    """Of the leash in the loss."""
+    keep_weight: float = pydantic.Field(1.0, ge=0)
+    """Of the KL to the base on kept texts."""
     kl_limit: float = pydantic.Field(0.5, gt=0)
+    """Nats a token from the base; above it the round is undone."""
     dpo_beta: float = pydantic.Field(0.1, gt=0)
-    # likelihood: texts rated at least so much are learnt
+    """Of DPO: how far the LLM may go from its base."""
     threshold: float = pydantic.Field(0.5, ge=0, le=1)
+    """likelihood: texts rated at least so much are learnt."""
 
 
 class ExamplesConfig(Section):
     """How the task is learnt. All values are our choice [O]."""
 
     learning_rate: float = pydantic.Field(5e-4, gt=0)
+    """Of AdamW."""
     epochs: int = pydantic.Field(4, ge=1)
+    """Passes over the texts."""
     batch_size: int = pydantic.Field(16, ge=1)
+    """Texts a step."""
     rank: int = pydantic.Field(16, ge=1)
+    """Of the LoRA adapter."""
     alpha: float = pydantic.Field(32.0, gt=0)
-    keep_weight: float = pydantic.Field(15.0, ge=0)  # of the KL to the base on kept texts
-    # nats a token from the base on kept texts; above it the tuning is undone
+    """Of the LoRA adapter; its update is scaled by alpha / rank."""
+    keep_weight: float = pydantic.Field(15.0, ge=0)
+    """Of the KL to the base on kept texts."""
     kl_limit: float = pydantic.Field(0.5, gt=0)
+    """Nats a token from the base on kept texts; above it the tuning is undone."""
 
 
 @dataclass(frozen=True)
@@ -65,31 +82,41 @@ class SLMConfig(Section):
     """The small model of a site and how it is trained; conf/slm/*.yaml say how their values were
     chosen."""
 
-    path: str  # folder or hub name of an encoder or causal LM
+    path: str
+    """Folder or hub name of an encoder or causal LM."""
     method: Literal["full", "lora"] = "full"
-    # what is trained, and leaves, when weights are shared (FedAvg)
+    """Train all weights (full) or a LoRA adapter."""
     share: Literal["full", "lora"] = "full"
-    rank: int = pydantic.Field(default=16, ge=1)  # LoRA
-    alpha: float = pydantic.Field(default=32.0, gt=0)  # LoRA
-    # highest, after the warm-up; falls linearly to 0
+    """What is trained, and leaves, when weights are shared (FedAvg)."""
+    rank: int = pydantic.Field(default=16, ge=1)
+    """Of a LoRA adapter."""
+    alpha: float = pydantic.Field(default=32.0, gt=0)
+    """Of a LoRA adapter; its update is scaled by alpha / rank."""
     learning_rate: float = pydantic.Field(default=1e-4, gt=0)
-    # the head, new and random, learns this many times faster
+    """Highest, after the warm-up; falls linearly to 0."""
     head_factor: float = pydantic.Field(default=10.0, gt=0)
-    # passes over the private rows, the same for every method, see planned_training_steps
+    """The head, new and random, learns this many times faster."""
     epochs: float = pydantic.Field(default=10.0, gt=0)
+    """Passes over the private rows, the same for every method, see planned_training_steps."""
     min_steps: int = pydantic.Field(default=120, ge=0)
+    """The fewest steps of a training, however few rows there are."""
     max_steps: int = pydantic.Field(default=2000, ge=1)
-    # private rows a step; where there are generated texts, as many of them beside
+    """The most steps of a training."""
     batch_size: int = pydantic.Field(default=8, ge=1)
+    """Private rows a step; where there are generated texts, as many of them beside."""
     max_tokens: int = pydantic.Field(default=96, ge=4)
-    warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps
+    """Longer texts are cut."""
+    warmup: float = pydantic.Field(default=0.1, ge=0, le=1)
+    """Share of the steps."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    """Of AdamW."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # the last checkpoint, or the one with the highest validation accuracy, which takes VALIDATES
-    # validation rows at least
+    """auto is bf16 where the hardware multiplies in it, and fp32 elsewhere."""
     select: Literal["last", "accuracy"] = "last"
-    # how often validation accuracy is measured, evenly spaced, for "accuracy"
+    """The last checkpoint, or the one with the highest validation accuracy, which takes
+    VALIDATES validation rows at least."""
     evaluations: int = pydantic.Field(default=6, ge=1)
+    """How often validation accuracy is measured, evenly spaced, for "accuracy"."""
 
 
 class RewardConfig(Section):
@@ -106,9 +133,17 @@ class RewardConfig(Section):
     """
 
     path: str
+    """Folder or hub name of a model."""
     form: Literal["steps", "likelihood", "qwen", "math_shepherd"] = "steps"
+    """How the model wants solutions and says its rewards: steps, likelihood, qwen or
+    math_shepherd."""
     tag: str = "ки"
+    """math_shepherd: what stands after each step."""
     good: str = "+"
+    """math_shepherd: the word for a right step."""
     bad: str = "-"
+    """math_shepherd: the word for a wrong step."""
     batch_size: int = pydantic.Field(64, ge=1)
+    """Solutions read at once."""
     max_tokens: int = pydantic.Field(1024, ge=8)
+    """Longer solutions are cut at their beginning."""

@@ -25,9 +25,12 @@ class TrackingConfig(Section):
     """Which trackers hear of a run. `to`: auto is TensorBoard where it is installed."""
 
     to: Literal["auto"] | tuple[str, ...] = "auto"
-    project: str = pydantic.Field("fedduet", min_length=1)  # MLflow's experiment, W&B's project
-    # MLflow's tracking server; null: the file mlflow.db in the run folder
+    """Which trackers hear of a run: auto (TensorBoard where it is installed), none, or a list
+    of tensorboard, mlflow, wandb."""
+    project: str = pydantic.Field("fedduet", min_length=1)
+    """MLflow's experiment, W&B's project."""
     address: str | None = None
+    """MLflow's tracking server; null: the file mlflow.db in the run folder."""
 
     @pydantic.field_validator("to", mode="before")
     @classmethod

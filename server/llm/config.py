@@ -19,49 +19,60 @@ class LLMConfig(Section):
     """
 
     engine: Literal["transformers", "openai", "scripted"] = "transformers"
-    # auto: chat iff the tokenizer has a chat template; openai: chat
+    """What runs the LLM: transformers in this process, an OpenAI-compatible endpoint, or
+    scripted answers."""
     form: Literal["auto", "chat", "completion", "list"] = "auto"
-    # prompt + answer, tokens; null: the model's own
+    """auto: chat iff the tokenizer has a chat template; openai: chat."""
     context: int | None = pydantic.Field(default=None, gt=1)
-    name: str | None = None  # shown in reports; null: engine and model
+    """Prompt + answer, tokens; null: the model's own."""
+    name: str | None = None
+    """Shown in reports; null: engine and model."""
 
-    # transformers
-    path: str | None = None  # folder or hub name, safetensors only
-    # rows x (longest prompt + answer) held in the cache at once
+    path: str | None = None
+    """transformers: folder or hub name of the weights, safetensors only."""
     batch_tokens: int = pydantic.Field(default=16_384, gt=0)
-    # int8: of generation's products alone; scoring and tuning run as with auto
+    """Rows x (longest prompt + answer) held in the cache at once."""
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    """int8: of generation's products alone; scoring and tuning run as with auto."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
-    # openai: any endpoint that speaks /v1/chat/completions or /v1/completions
-    model: str | None = None  # the endpoint's name for the model
-    base_url: str | None = None  # up to and including /v1
-    # NAME of the environment variable that holds the key; null: no key is sent
+    model: str | None = None
+    """openai: the endpoint's name for the model."""
+    base_url: str | None = None
+    """Up to and including /v1."""
     api_key_env: str | None = None
-    # folder or hub name for exact token counts; null: an upper estimate
+    """NAME of the environment variable that holds the key; null: no key is sent."""
     tokenizer: str | None = None
-    concurrency: int = pydantic.Field(default=8, gt=0)  # requests in flight
-    timeout: float = pydantic.Field(default=120.0, gt=0)  # seconds for one attempt of one request
-    retries: int = pydantic.Field(default=5, ge=0)  # further attempts after the first
-    # folder for paid answers; null: llm_cache in the run folder, or none without one
+    """Folder or hub name for exact token counts; null: an upper estimate."""
+    concurrency: int = pydantic.Field(default=8, gt=0)
+    """Requests in flight."""
+    timeout: float = pydantic.Field(default=120.0, gt=0)
+    """Seconds for one attempt of one request."""
+    retries: int = pydantic.Field(default=5, ge=0)
+    """Further attempts after the first."""
     cache_dir: str | None = None
-    # a few endpoints refuse "seed"; answers are then only as repeatable as the endpoint
+    """Folder for paid answers; null: llm_cache in the run folder, or none without one."""
     send_seed: bool = True
-    # vLLM, llama.cpp and Ollama take it; OpenAI and `transformers serve` refuse it
+    """A few endpoints refuse "seed"; answers are then only as repeatable as the endpoint."""
     send_top_k: bool = False
-    # newer OpenAI chat models want the second
+    """vLLM, llama.cpp and Ollama take it; OpenAI and `transformers serve` refuse it."""
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    # merged into every request body
+    """What the endpoint calls its limit; newer OpenAI chat models want the second."""
     extra_body: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """Merged into every request body."""
 
-    # scripted
-    script: str | None = None  # YAML file of answers
+    script: str | None = None
+    """scripted: a YAML file of answers."""
 
-    # what callers put into their requests
     temperature: float = pydantic.Field(default=1.0, ge=0)
+    """What callers put into their requests, as the next three."""
     top_p: float = pydantic.Field(default=0.9, gt=0, le=1)
+    """Of sampling: the least set of tokens with this much probability."""
     top_k: int = pydantic.Field(default=50, ge=0)
+    """Of sampling: among so many likeliest tokens; 0 is off."""
     max_new_tokens: int = pydantic.Field(default=96, gt=0)
+    """The most tokens of one text."""
 
     @pydantic.model_validator(mode="after")
     def _names_what_the_engine_needs(self) -> LLMConfig:

@@ -24,15 +24,20 @@ CHOICES = 4  # of a continuation question [O]
 class GeneralConfig(Section):
     """Neutral text and how far the LLM may fall on it. All values are our choice [O]."""
 
-    # .txt (paragraphs), .jsonl, either also .gz; builtin:world; null: not measured
     texts: str | None = None
-    text_column: str = "text"  # of .jsonl
-    tasks: tuple[str, ...] = ()  # .jsonl files of {"prompt", "choices", "answer" (index)}
-    # measured; as many again are replayed while the task is tuned
+    """.txt (paragraphs), .jsonl, either also .gz; builtin:world; null: not measured."""
+    text_column: str = "text"
+    """Of .jsonl."""
+    tasks: tuple[str, ...] = ()
+    """.jsonl files of {"prompt", "choices", "answer" (index)}."""
     documents: int = pydantic.Field(64, ge=4)
-    tokens: int = pydantic.Field(96, ge=16)  # of a document
-    worst_perplexity: float = pydantic.Field(0.02, ge=0)  # allowed relative rise
-    worst_accuracy: float = pydantic.Field(0.05, ge=0)  # allowed fall
+    """Measured; as many again are replayed while the task is tuned."""
+    tokens: int = pydantic.Field(96, ge=16)
+    """Of a document."""
+    worst_perplexity: float = pydantic.Field(0.02, ge=0)
+    """Allowed relative rise."""
+    worst_accuracy: float = pydantic.Field(0.05, ge=0)
+    """Allowed fall."""
 
 
 @dataclass(frozen=True)

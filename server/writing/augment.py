@@ -43,26 +43,34 @@ class AugmentConfig(Section):
     classifier agreed with the label.
     """
 
-    # texts wanted of each label, for each domain
     per_label: int = pydantic.Field(default=100, ge=1)
-    shots: int = pydantic.Field(default=2, ge=0)  # demonstrations of each label in a prompt
-    shot_tokens: int = pydantic.Field(default=96, ge=4)  # a longer demonstration is cut
-    per_request: int = pydantic.Field(default=5, ge=1)  # texts asked for at once, chat and list
-    # texts asked for / texts wanted; the best are taken
+    """Texts wanted of each label, for each domain."""
+    shots: int = pydantic.Field(default=2, ge=0)
+    """Demonstrations of each label in a prompt."""
+    shot_tokens: int = pydantic.Field(default=96, ge=4)
+    """A longer demonstration is cut."""
+    per_request: int = pydantic.Field(default=5, ge=1)
+    """Texts asked for at once, chat and list."""
     oversample: float = pydantic.Field(default=2.0, ge=1)
-    # times the LLM is asked while texts of a label are missing
+    """Texts asked for / texts wanted; the best are taken."""
     max_rounds: int = pydantic.Field(default=3, ge=1)
+    """Times the LLM is asked while texts of a label are missing."""
     temperature: float = pydantic.Field(default=1.0, ge=0)
+    """Of sampling; 0 is greedy."""
     top_p: float = pydantic.Field(default=0.9, gt=0, le=1)
-    top_k: int = pydantic.Field(default=50, ge=0)  # 0: off
-    # for one text; a chat answer may have `per_request` times as many
+    """Of sampling: the least set of tokens with this much probability."""
+    top_k: int = pydantic.Field(default=50, ge=0)
+    """0: off."""
     max_new_tokens: int = pydantic.Field(default=96, ge=1)
-    near_copy: float = pydantic.Field(default=0.7, gt=0, le=1)  # Jaccard similarity of word 3-grams
+    """For one text; a chat answer may have `per_request` times as many."""
+    near_copy: float = pydantic.Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity of word 3-grams."""
     min_tokens: int = pydantic.Field(default=5, ge=1)
-    # least p(label | text) to keep; null: 0.8 / number of labels
+    """Shorter texts are dropped."""
     label_posterior: float | None = pydantic.Field(default=None, ge=0, le=1)
-    # attach the LLM's posterior over the labels; where the LLM scores text
+    """Least p(label | text) to keep; null: 0.8 / number of labels."""
     soft_labels: bool = False
+    """Attach the LLM's posterior over the labels; where the LLM scores text."""
 
 
 @dataclass(frozen=True)

@@ -38,20 +38,25 @@ class CurateConfig(Section):
     but not within a label."""
 
     enabled: bool = True
-    # auto: chat for a chat LLM, likelihood where it scores text, else rules
+    """false: every demonstration that passes the rules is used."""
     judge: Literal["auto", "chat", "likelihood", "rules"] = "auto"
-    group_size: int = pydantic.Field(default=8, ge=1)  # demonstrations the LLM sees at once
-    # cosine within a group before small groups are joined
+    """auto: chat for a chat LLM, likelihood where it scores text, else rules."""
+    group_size: int = pydantic.Field(default=8, ge=1)
+    """Demonstrations the LLM sees at once."""
     min_similarity: float = pydantic.Field(default=0.5, ge=-1, le=1)
-    # demonstrations per domain and label that judgement never goes below
+    """Cosine within a group before small groups are joined."""
     keep_at_least: int = pydantic.Field(default=4, ge=0)
-    near_copy: float = pydantic.Field(default=0.7, gt=0, le=1)  # Jaccard similarity of word 3-grams
+    """Demonstrations per domain and label that judgement never goes below."""
+    near_copy: float = pydantic.Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity of word 3-grams."""
     min_tokens: int = pydantic.Field(default=5, ge=1)
-    # least p(label | text) to keep; null: 0.8 / number of labels
+    """Shorter texts are dropped."""
     label_posterior: float | None = pydantic.Field(default=None, ge=0, le=1)
-    # this share of each domain, the least likely per token, is dropped
+    """Least p(label | text) to keep; null: 0.8 / number of labels."""
     fluency_quantile: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    max_new_tokens: int = pydantic.Field(default=128, ge=8)  # of the LLM's answer about one group
+    """This share of each domain, the least likely per token, is dropped."""
+    max_new_tokens: int = pydantic.Field(default=128, ge=8)
+    """Of the LLM's answer about one group."""
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,24 @@ class WriteConfig(Section):
     """How the LLM writes; the number of texts is the strategy's. All values are our choice [O]: see
     AugmentConfig."""
 
-    # examples of each label in a prompt, where there are any
     shots: int = pydantic.Field(default=2, ge=0)
+    """Examples of each label in a prompt, where there are any."""
     shot_tokens: int = pydantic.Field(default=96, ge=4)
-    # texts asked for / texts wanted; the rules drop some
+    """A longer example is cut."""
     oversample: float = pydantic.Field(default=1.3, ge=1)
+    """Texts asked for / texts wanted; the rules drop some."""
     temperature: float = pydantic.Field(default=1.0, ge=0)
+    """Of sampling; 0 is greedy."""
     top_p: float = pydantic.Field(default=0.9, gt=0, le=1)
+    """Of sampling: the least set of tokens with this much probability."""
     top_k: int = pydantic.Field(default=50, ge=0)
+    """Of sampling: among so many likeliest tokens; 0 is off."""
     max_new_tokens: int = pydantic.Field(default=96, ge=1)
+    """The most tokens of one text."""
     near_copy: float = pydantic.Field(default=0.7, gt=0, le=1)
+    """Word 3-gram Jaccard similarity from which a text counts as a copy."""
     min_tokens: int = pydantic.Field(default=5, ge=1)
+    """Shorter texts are dropped."""
 
 
 @dataclass(frozen=True)

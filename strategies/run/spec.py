@@ -17,22 +17,28 @@ class GuidedTexts(Section):
     """Keys of a strategy whose LLM curates demonstrations and writes after them. Both are the
     server's settings, and checked there."""
 
-    curate: Mapping[str, Any] = {}  # server/writing/curate.py
-    augment: Mapping[str, Any] = {}  # server/writing/augment.py
+    curate: Mapping[str, Any] = {}
+    """How the LLM judges demonstrations (server/writing/curate.py)."""
+    augment: Mapping[str, Any] = {}
+    """How the LLM writes after demonstrations (server/writing/augment.py)."""
 
 
 class TunedLLM(Section):
     """Keys of a strategy that tunes the cloud's LLM. The mappings are the server's settings, and
     checked there."""
 
-    # the generator's objective; none: the LLM's weights stay, its best texts become examples
     tuning: Literal["policy_gradient", "dpo", "likelihood", "none"] = "policy_gradient"
-    # of each site's test texts, to measure the LLM in a simulation
+    """The generator's objective; none: the LLM's weights stay, its best texts become examples."""
     llm_test_rows: int = pydantic.Field(200, ge=1)
-    write: Mapping[str, Any] = {}  # server/writing/write.py
-    policy: Mapping[str, Any] = {}  # lm/training/tune_config.py
-    examples: Mapping[str, Any] = {}  # lm/training/tune_config.py
-    general: Mapping[str, Any] = {}  # server/measuring/general.py
+    """Of each site's test texts, to measure the LLM in a simulation."""
+    write: Mapping[str, Any] = {}
+    """How the LLM writes texts to be scored (server/writing/write.py)."""
+    policy: Mapping[str, Any] = {}
+    """How the generator learns from scores (lm/training/config.py)."""
+    examples: Mapping[str, Any] = {}
+    """How the LLM learns the task from accepted texts (lm/training/config.py)."""
+    general: Mapping[str, Any] = {}
+    """The ability that tuning must not cost (server/measuring/general.py)."""
 
 
 @dataclass(frozen=True)

@@ -26,23 +26,35 @@ class QuestionsConfig(Section):
     and `root` to the working directory."""
 
     name: str = Field(min_length=1)
+    """How reports name it."""
     kind: Literal["reasoning"]
+    """Questions with answers."""
     source: Literal["arithmetic", "files"] = "files"
+    """The built-in arithmetic, or files."""
     root: str | None = None
-    path: dict[str, str] | None = None  # client -> file of its training questions
-    # likewise; one file serves all clients; null: test_fraction of each client's rows
+    """Folder that path and test_path are relative to; null is the current working directory."""
+    path: dict[str, str] | None = None
+    """Client -> file of its training questions."""
     test_path: str | dict[str, str] | None = None
+    """Likewise; one file serves all clients; null: test_fraction of each client's rows."""
     question_column: str = "question"
+    """The column of questions."""
     answer_column: str = "answer"
-    steps_column: str | None = None  # worked steps, a line each; null: the answer alone is learnt
-    clients: tuple[str, ...] | None = None  # null: all
-    rows_per_client: int | None = Field(default=None, ge=2)  # training questions; null: all
-    # beside them; null: a quarter of rows_per_client, a fifth of all
+    """The column of answers."""
+    steps_column: str | None = None
+    """Worked steps, a line each; null: the answer alone is learnt."""
+    clients: tuple[str, ...] | None = None
+    """null: all."""
+    rows_per_client: int | None = Field(default=None, ge=2)
+    """Training questions; null: all."""
     validation_rows: int | None = Field(default=None, ge=0)
-    # a file of questions of no site, on which settings may be chosen
+    """Beside them; null: a quarter of rows_per_client, a fifth of all."""
     validation_path: str | None = None
+    """A file of questions of no site, on which settings may be chosen."""
     test_rows: int | None = Field(default=None, ge=1)
+    """Test questions; null: all."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Of a client's rows, where there is no test file."""
 
     @model_validator(mode="after")
     def _has_data(self) -> QuestionsConfig:

@@ -10,8 +10,9 @@ from fedduet.clients.vault.answering.config import AnswersConfig, SearchConfig
 from fedduet.clients.vault.config import GeneratorConfig, PredictionConfig, PrivacyConfig
 from fedduet.clients.vault.release.policy import Policy
 from fedduet.conf.check import ConfigError, Section, check
-from fedduet.conf.sections import FederationConfig
-from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, SLMConfig
+from fedduet.conf.sections import FederationConfig, RunSection, Top
+from fedduet.lm.training.config import ExamplesConfig, PolicyConfig, RewardConfig, SLMConfig
+from fedduet.scripts.reporting.trackers import TrackingConfig
 from fedduet.server.llm.config import LLMConfig
 from fedduet.server.measuring.general import GeneralConfig
 from fedduet.server.strategy import chosen_strategy
@@ -23,8 +24,8 @@ from fedduet.strategies.crosslm import CrossLMConfig
 from fedduet.strategies.custom import CustomConfig
 from fedduet.strategies.fdkt import FDKTConfig
 from fedduet.strategies.gboost import GBoostConfig
-from fedduet.tasks.config import TaskConfig
-from fedduet.tasks.data.questions import check_task
+from fedduet.tasks.config import PromptsConfig, TaskConfig
+from fedduet.tasks.data.questions import QuestionsConfig, check_task
 from omegaconf import OmegaConf
 
 from fedduet import conf
@@ -220,3 +221,18 @@ def test_a_yaml_repeats_the_codes_defaults_or_differs_on_purpose():
 
 
 BUILTIN_OR = re.compile(r"\$\{builtin_or:\$\{\w+\.path\},[^,]+,([^,]+)\}")
+
+
+def test_every_key_of_every_section_has_a_sentence():
+    sections = {section for parts in REPEATS.values() for section in parts.values()}
+    sections |= {find(name).config for name in builtin()} | {CustomConfig, Top, RunSection}
+    sections |= {QuestionsConfig, PromptsConfig, RewardConfig, TrackingConfig}
+    without = [
+        f"{section.__name__}.{key}"
+        for section in sections
+        for key, field in section.model_fields.items()
+        if not (field.description or "").rstrip(' "').endswith((".", ")"))
+    ]
+    assert not without
+    said = SLMConfig.model_fields["head_factor"].description
+    assert said == "The head, new and random, learns this many times faster."

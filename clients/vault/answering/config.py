@@ -31,23 +31,42 @@ class SearchConfig(Section):
     """
 
     alpha: float = 1.0
+    """Weight of the private SLM's difference from its base in fused logits."""
     fusion: Literal["proxy", "average"] = "proxy"
+    """proxy: softmax(z_L + alpha * (z_M+ - z_M-)); average: the mean of LLM's and SLM's
+    logits."""
     exploration: float = pydantic.Field(0.2, ge=0)
+    """c of UCT."""
     children: int = pydantic.Field(2, ge=1)
+    """New steps of each mode at a leaf."""
     iterations: int = pydantic.Field(64, ge=1)
+    """Leaves that may be expanded for a question."""
     step_tokens: int = pydantic.Field(128, ge=1)
+    """The most tokens of a step."""
     max_steps: int = pydantic.Field(12, ge=1)
+    """The most steps of a path."""
     solution_tokens: int = pydantic.Field(512, ge=1)
+    """The most tokens of a baseline's whole solution."""
     temperature: float = pydantic.Field(0.7, ge=0)
+    """Of sampling; 0 is greedy."""
     top_p: float = pydantic.Field(1.0, gt=0, le=1)
+    """Of sampling: the least set of tokens with this much probability."""
     path_score: PathScore = "min"
+    """A path's score of its steps' rewards: last, min, mean or product."""
     answer: Literal["best", "vote"] = "best"
+    """The best finished path's, or a vote weighed by reward."""
     llm_token_budget: int | None = pydantic.Field(None, ge=0)
+    """Tokens of a question that the LLM may take part in drawing; null: no limit."""
     steps: int | None = pydantic.Field(None, ge=1)
+    """Steps that may be written for a question; null: no limit."""
     seconds: float | None = pydantic.Field(None, gt=0)
+    """Wall time of a call; null: no limit."""
     parallel: int = pydantic.Field(4, ge=1)
+    """Leaves expanded in one round."""
     modes: Literal["both", "private", "collaborative", "random"] = "both"
+    """Which modes write a leaf's children; random: the toss of a coin for each."""
     widen: bool = True
+    """Whether the best path gets further children when all paths are at their end."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +109,30 @@ class AnswersConfig(Section):
     whole steps by itself).
     """
 
-    reward: RewardConfig | None = None  # null: only methods without rewards
+    reward: RewardConfig | None = None
+    """The process reward model; null: only methods without rewards."""
     llm_path: str | None = None
+    """The LLM beside the SLM, where no base_url names a gateway."""
     llm_is_remote: bool = True
+    """The LLM of llm_path stands for a remote one, as in a simulation: the policy on questions
+    holds."""
     base_url: str | None = None
+    """The gateway or vLLM that serves the LLM, up to and including /v1."""
     model: str | None = None
-    key_env: str | None = None  # NAME of the environment variable that holds the key
-    seconds: float = pydantic.Field(20.0, gt=0)  # for one request
-    top: int = pydantic.Field(20, ge=-1)  # alternatives asked for at each place; -1: all
-    draft: int = pydantic.Field(8, ge=1)  # tokens in a draft
+    """The endpoint's name for the model; null: the first that it serves."""
+    key_env: str | None = None
+    """NAME of the environment variable that holds the key."""
+    seconds: float = pydantic.Field(20.0, gt=0)
+    """For one request; then the private SLM writes the step."""
+    top: int = pydantic.Field(20, ge=-1)
+    """Alternatives asked for at each place; -1: all."""
+    draft: int = pydantic.Field(8, ge=1)
+    """Tokens in a draft."""
     allow_http: bool = False
+    """Whether an address without TLS is taken."""
     write: Literal["fusion", "steps"] = "fusion"
+    """fusion: LLM and SLMs write token by token, with one tokenizer; steps: the LLM writes
+    whole steps."""
 
 
 @dataclass(frozen=True)

@@ -34,42 +34,54 @@ class Policy(Section):
     """The `policy` section of a site. All defaults are our choice [O] and on the careful side."""
 
     methods: tuple[Method, ...] = ("synthesize", "score", "learn", "evaluate", "answer")
-    # what an epsilon protects: each record, or all records of each user (task.user_column)
+    """What the site answers at all."""
     unit: Unit = "record"
+    """What an epsilon protects: each record, or all records of each user (task.user_column)."""
     epsilon_per_run: float = 8.0
-    epsilon_total: float = 8.0  # over everything the site ever releases
-    delta: float | None = None  # null: min(1e-5, 1 / (10 n)) for n units
-    # accept delta >= 1 / n, which permits giving away a whole record
+    """The most that one run may spend."""
+    epsilon_total: float = 8.0
+    """The most over everything the site ever releases."""
+    delta: float | None = None
+    """null: min(1e-5, 1 / (10 n)) for n units."""
     allow_large_delta: bool = False
-    # a site with fewer takes no part; where users are the unit it is they who count
+    """Accept delta >= 1 / n, which permits giving away a whole record."""
     minimum_records: int = 100
-    # bounds work and memory: more texts cost no more epsilon; all sites score all texts of a round
+    """A site with fewer takes no part; where users are the unit it is they who count."""
     maximum_texts_per_release: int = 5000
-    # test counts. "private": with noise, charged, of models that saw no private record; "any": also
-    # exact ones, which a real site's ledger holds as an unprotected release
+    """Bounds work and memory: more texts cost no more epsilon; all sites score all texts of a
+    round."""
     share_metrics: Literal["never", "private", "any"] = "never"
-    maximum_measurements: int = 200  # of test counts, ever
-    # trainings are free of charge, so they are bounded: calls ever, rows sent with one, kept models
-    # and the GiB these take
+    """Test counts. private: with noise, charged, of models that saw no private record; any:
+    also exact ones, which a real site's ledger holds as an unprotected release."""
+    maximum_measurements: int = 200
+    """Of test counts, ever."""
     maximum_trainings: int = 2000
+    """Trainings that a server may ever ask for; they cost no epsilon."""
     maximum_rows_per_training: int = 100_000
+    """Rows that may be sent with one training."""
     maximum_models: int = 500
+    """Models that the site keeps."""
     maximum_disk_gib: float = pydantic.Field(50.0, gt=0)
+    """GiB that these may take."""
     share_weights: bool = False
-    # "private": only votes or gaussian; "any": also without a guarantee
+    """Whether weights may leave, which no epsilon covers."""
     share_scores: Literal["never", "private", "any"] = "never"
-    # whether questions, steps and the SLM's drafts go to the LLM: each time an unprotected release
+    """"private": only votes or gaussian; "any": also without a guarantee."""
     share_questions: Literal["never", "gateway_only"] = "never"
-    # what a server may ask of a search: fusion steered harder, or text drawn wilder, says more of
-    # the private SLM; and the most tokens that may be drawn for one question
+    """Whether questions, steps and the SLM's drafts go to the LLM: each time an unprotected
+    release."""
     maximum_alpha: float = pydantic.Field(2.0, ge=0)
+    """The most that a search may steer fusion: harder says more of the private SLM."""
     maximum_temperature: float = pydantic.Field(1.5, ge=0)
+    """The most of a search: text drawn wilder says more of the private SLM."""
     maximum_tokens_per_question: int = 200_000
-    allow_unprotected: bool = False  # releases without any guarantee
-    # each: texts, scores and weights wait for `fedduet-vault approve`
+    """Tokens that may be drawn for one question."""
+    allow_unprotected: bool = False
+    """Releases without any guarantee."""
     approval: Literal["never", "each"] = "never"
-    # that a request waits for it before it is told to come again
+    """each: texts, scores and weights wait for `fedduet-vault approve`."""
     approval_seconds: float = pydantic.Field(600.0, ge=0)
+    """Seconds that a request waits for the person before it is told to come again."""
 
     @pydantic.field_validator("epsilon_per_run", "epsilon_total")
     @classmethod
