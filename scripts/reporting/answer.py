@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from fedduet.strategies.run.summary import told
-from scipy import stats
 
 BESIDE = ("zero_shot", "untuned")  # ends of phases in which the LLM writes for a baseline
 Summaries = Sequence[Mapping[str, Any]]
@@ -19,6 +18,8 @@ Summaries = Sequence[Mapping[str, Any]]
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % Student t interval; the half-width is nan for fewer than two
     values."""
+    from scipy import stats  # a second's import, which pages that show no interval spare
+
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.nan

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 MARGIN = 2.0  # points within which two methods count as equal [O]
@@ -115,6 +114,8 @@ def contrast(summaries: Sequence[Mapping[str, Any]], method: str, against: str) 
 def equivalence(values: Sequence[float], margin: float) -> float:
     """p of two one-sided t tests (Schuirmann 1987) that the mean of one value a seed lies within
     +-`margin`; nan for fewer than two."""
+    from scipy import stats  # a second's import, which pages that show no interval spare
+
     if len(values) < 2:
         return math.nan
     error, mean = _standard_error(values), float(np.mean(values))
@@ -224,10 +225,14 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _quantile(count: int, at: float) -> float:
+    from scipy import stats  # a second's import, which pages that show no interval spare
+
     return float(stats.t.ppf(at, count - 1)) if count > 1 else math.nan
 
 
 def _two_sided(values: Sequence[float]) -> float:
+    from scipy import stats  # a second's import, which pages that show no interval spare
+
     if len(values) < 2:
         return math.nan
     error, mean = _standard_error(values), float(np.mean(values))
