@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -36,9 +37,12 @@ def simulated_vault(context: Context, pooled: bool = False) -> AnyVault:
 
 
 def site_folder(client: str) -> str:
-    """`client` as the name of its folder: itself where it is a plain name, else a hash; a client
-    column may hold anything, `../x` too."""
-    return client if is_name(client) else f"site-{hashlib.sha256(client.encode()).hexdigest()[:16]}"
+    """`client` as the name of its folder: itself where it is a plain name, else its letters and
+    digits with a hash behind them; a client column may hold anything, `../x` too."""
+    if is_name(client):
+        return client
+    words = re.sub(r"[^A-Za-z0-9]+", "-", client).strip("-")[:40]
+    return f"site-{words}-{hashlib.sha256(client.encode()).hexdigest()[:16]}"
 
 
 def simulated_site(part: SitesPart, client: str, folder: Path, pooled: bool = False) -> SiteConfig:
@@ -84,7 +88,9 @@ def _open(dumped: str, partition: int, run_id: int) -> AnyVault:
             f" {', '.join(names)}"
         )
     # without a folder every run's sites start anew
-    sites = replace(part, folder=part.folder or Path(f"runs/flower-{run_id}")).state_folder
+    config = conf.from_run_config({"config": dumped})
+    folder = part.folder or Path(conf.run_folder(config, str(run_id)))
+    sites = replace(part, folder=folder).state_folder
     if partition < 0:
         return open_vault(simulated_site(part, "pooled", sites / POOLED_FOLDER, pooled=True))
     name = names[partition]

@@ -61,6 +61,12 @@ def keys(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield from keys(value, f"{above}{name}.")
 
 
+def run_folder(config: Mapping[str, Any], suffix: str) -> str:
+    """Where a run goes whose folder is not given: its name tells strategy, task and seed."""
+    name = f"{config['strategy']['name']}-{config['task']['name']}-seed{config['seed']}"
+    return f"runs/{name}-{suffix}"
+
+
 def dump(config: Mapping[str, Any]) -> str:
     """A composed configuration as one string, the form in which it travels in Flower's run
     config."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedduet.conf.check import RunFailed
 from fedduet.conf.sections import FederationConfig
 from fedduet.scripts.launching.federation import ray_backend, run_inprocess, run_simulation
 from fedduet.scripts.launching.lengths import token_counts
 from fedduet.scripts.launching.preflight import preflight
 from fedduet.scripts.launching.run_config import RunConfig, read_run
 from fedduet.scripts.reporting import data_card, trackers
-from fedduet.scripts.reporting.page import COMMAND, write_page
+from fedduet.scripts.reporting.outcome import conclude
+from fedduet.scripts.reporting.page import COMMAND
 from fedduet.scripts.reporting.search import keep_a_search
-from fedduet.scripts.reporting.terminal import Display, print_outcome
+from fedduet.scripts.reporting.terminal import Display
 from fedduet.server.app import build_app
 from fedduet.strategies.run.run_folder import write_atomically
 from fedduet.tasks.config import TaskConfig
@@ -49,16 +50,24 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     tracking = trackers.Tracking(trackers.sinks(run.tracking, folder), step=before)
     with Display(folder) as display, contextlib.closing(tracking):
         server_app = build_app([display.event, tracking.event])
-        run_apps(server_app, run.federation, run.plain, len(names))
+        try:
+            run_apps(server_app, run.federation, run.plain, len(names))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_goes_on(folder, command)) from None
         tracking.finish(json.loads((folder / "summary.json").read_text()), time.time())
     summary = json.loads((folder / "summary.json").read_text())
-    print_outcome(summary, folder)
-    if summary["status"] != "completed":
-        raise RunFailed(f"the run ended as {summary['status']}; see {folder}/events.jsonl")
-    if summary.get("answers") and run.task.source == "arithmetic":
+    finished = summary["status"] == "completed" and summary.get("answers")
+    if finished and run.task.source == "arithmetic":
         keep_a_search(folder)
-    print(f"report: {write_page(folder)}")
-    return summary
+    return conclude(folder)
+
+
+def _goes_on(folder: Path, command: str | None) -> str:
+    """What a person who stopped a run has to know."""
+    words = command or "fedduet OVERRIDES..."
+    if "run.folder=" not in words:
+        words = f"{words} run.folder={shlex.quote(str(folder))}"
+    return f"stopped; what is done is in {folder}, and this goes on where it was:\n  {words}"
 
 
 def run_apps(

@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-STYLE = Path(__file__).with_name("page.css")
+from fedduet.scripts.reporting.style import SCRIPT, STYLE
+
 WORDS = 30  # characters from which a cell may be broken into lines
-SCRIPT = Path(__file__).with_name("page.js")
 
 
 def document(title: str, sections: Sequence[tuple[str, str, str]], head: str) -> str:
@@ -22,8 +22,7 @@ def document(title: str, sections: Sequence[tuple[str, str, str]], head: str) ->
     Its Content-Security-Policy allows this one script and inline style, and no address at all:
     nothing is fetched, and no text can bring a script of its own.
     """
-    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     links = "".join(
         f'<li><a href="#{name}">{escape(heading)}</a></li>' for name, heading, _ in sections
@@ -37,10 +36,10 @@ def document(title: str, sections: Sequence[tuple[str, str, str]], head: str) ->
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta'
         f' http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport"'
         ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
-        f' dark"><title>{escape(title)}</title><style>{style}</style></head><body><a class="skip"'
+        f' dark"><title>{escape(title)}</title><style>{STYLE}</style></head><body><a class="skip"'
         ' href="#main">Skip to the answer</a><main id="main"><p'
         f' class="over">{escape(title)}</p>{head}<nav aria-label="On this'
-        f' page"><ul>{links}</ul></nav>{parts}</main><script>{script}</script></body></html>\n'
+        f' page"><ul>{links}</ul></nav>{parts}</main><script>{SCRIPT}</script></body></html>\n'
     )
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from fedduet.lm import progress as lm_progress
 from fedduet.scripts.reporting import answer, metrics
 from fedduet.scripts.reporting.answer import interval
+from fedduet.scripts.reporting.texts import label_name, label_names
 from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 from rich.console import Console
@@ -271,10 +273,12 @@ def _print_samples(file: Path, title: str, console: Console, count: int = 3) -> 
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     if not rows:
         return
+    config = file.with_name("config.yaml")
+    labels = label_names(yaml.safe_load(config.read_text())) if config.is_file() else []
     console.print(f"[bold]{title}[/]")
     for row in rows[:: max(1, len(rows) // count)][:count]:
         console.print(
-            f"  {row['client']}, label {row['label']}: {row['text'][:200]}",
+            f"  {row['client']}, {label_name(row, labels)}: {row['text'][:200]}",
             highlight=False,
             markup=False,
         )

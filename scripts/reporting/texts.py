@@ -38,7 +38,7 @@ def samples(folder: Path, labels: Sequence[str]) -> str:
             "nearest text of the LLM" if own else "nearest other demonstration",
         )
         entries = [
-            (f"{row['client']}, {_label(row, labels)}", row["text"], one)
+            (f"{row['client']}, {label_name(row, labels)}", row["text"], one)
             for row, one in zip(shown, near, strict=True)
         ]
         parts.append(
@@ -56,7 +56,7 @@ def samples(folder: Path, labels: Sequence[str]) -> str:
         near = _nearest(shown, known, said)
         entries = [
             (
-                f"round {row['round']}, for {row['client']}, {_label(row, labels)}: reward"
+                f"round {row['round']}, for {row['client']}, {label_name(row, labels)}: reward"
                 f" {row['reward']:.2f}, " + ("accepted" if row["accepted"] else "not accepted"),
                 row["text"],
                 one,
@@ -72,7 +72,7 @@ def samples(folder: Path, labels: Sequence[str]) -> str:
             "nearest demonstration" if released else "nearest other text of the LLM",
         )
         entries = [
-            (f"for {row['client']}, {_label(row, labels)}", row["text"], one)
+            (f"for {row['client']}, {label_name(row, labels)}", row["text"], one)
             for row, one in zip(shown, near, strict=True)
         ]
         parts.append("<h3>What the LLM wrote</h3>" + _folded(entries))
@@ -144,7 +144,7 @@ def _folded(entries: Sequence[tuple[str, str, str]]) -> str:
     )
 
 
-def _label(row: Mapping[str, Any], labels: Sequence[str]) -> str:
+def label_name(row: Mapping[str, Any], labels: Sequence[str]) -> str:
     return labels[row["label"]] if 0 <= row["label"] < len(labels) else f"label {row['label']}"
 
 
@@ -174,4 +174,5 @@ def label_names(config: Mapping[str, Any]) -> list[str]:
     """The task's label words as the configuration has them, in the order of their numbers; none
     where it leaves them open."""
     labels = config["task"].get("labels")
-    return [str(one) for one in (labels.values() if isinstance(labels, dict) else labels or [])]
+    words = labels.values() if isinstance(labels, dict) else labels or []
+    return list(dict.fromkeys(str(one) for one in words))  # several raw values may share a word

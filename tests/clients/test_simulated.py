@@ -18,6 +18,7 @@ def test_a_site_whose_name_is_no_folder_name_gets_one(name):
     folder = site_folder(name)
     assert folder.startswith("site-") and len(Path("sites", folder).parts) == 2
     assert folder != site_folder(name + "x")
+    assert site_folder("St. Anna's").startswith("site-St-Anna-s-")  # a person finds it
     assert (
         site_folder("coffee") == "coffee" and site_folder("camera_photo-2.1") == "camera_photo-2.1"
     )

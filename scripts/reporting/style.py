@@ -1,4 +1,6 @@
-:root{--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d8dee4;--main:#0b5cad;--other:#6e7781;--llm:#8250df;--sites:#1a7f37;--c2:#b35900;--c3:#a40e26;--c4:#1f6feb;--shade:#0004;--tile:#f6f8fa}
+"""The style and the script of every page. Python, since Flower's app bundle takes no other text."""
+
+STYLE = r""":root{--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d8dee4;--main:#0b5cad;--other:#6e7781;--llm:#8250df;--sites:#1a7f37;--c2:#b35900;--c3:#a40e26;--c4:#1f6feb;--shade:#0004;--tile:#f6f8fa}
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9da7b3;--paper:#0d1117;--line:#30363d;--main:#6cb6ff;--other:#9da7b3;--llm:#c297ff;--sites:#57d364;--c2:#f0a35e;--c3:#ff8a8a;--c4:#79c0ff;--shade:#fff4;--tile:#161b22}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
@@ -111,3 +113,27 @@ summary{padding:.2rem 0}
 @media(max-width:40rem){.chart .row,.chart.time .row{grid-template-columns:1fr auto;gap:0 .6rem;padding:.25rem 0}.chart .name{text-align:left;grid-column:1}.chart .value{grid-column:2;grid-row:1;text-align:right}.chart .track{grid-column:1/-1;min-height:1.3rem}.chart .axis .name,.chart .axis .value{display:none}.chart .axis span span:first-child{transform:none}}
 tbody th{position:sticky;left:0;background:var(--paper)}
 @media(max-width:40rem){h1{font-size:1.3rem}}
+"""
+
+SCRIPT = r"""// Better with script: a click or Enter on a column's head sorts the table. Everything is readable without.
+for (const head of document.querySelectorAll("thead th")) {
+  const table = head.closest("table"), body = table.tBodies[0], column = head.cellIndex;
+  if (body.rows.length < 3) continue;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...head.childNodes);
+  head.append(button);
+  const key = (row) => {
+    const said = row.cells[column].textContent, number = parseFloat(said.replace("+", ""));
+    return Number.isNaN(number) ? said : number;
+  };
+  button.addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const order = (a, b) => (typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1);
+    const rows = [...body.rows].sort((a, b) => (up ? 1 : -1) * order(key(a), key(b)));
+    body.append(...rows);
+  });
+}
+"""
