@@ -141,7 +141,7 @@ def test_the_site_builds_with_strict_checks(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "process reward model: {path: FOLDER" in re.sub(
-        "<[^>]+>", "", (tmp_path / "reference" / "configuration.html").read_text()
+        "<[^>]+>", "", (tmp_path / "reference" / "conf-answers.html").read_text()
     )
     assert "delta" in (tmp_path / "reference" / "vault.html").read_text()
     for page in tmp_path.glob("*.html"):  # nothing is fetched from elsewhere
@@ -164,15 +164,11 @@ def test_the_reference_has_every_choice_every_key_and_every_command():
         "answers",
     ):
         for choice in conf.choices(group):
-            assert f"### {group}={choice}\n" in made["configuration"]
-    for said in (
-        (
-            "| `policy.epsilon_total` | `${privacy.epsilon}` | over everything the site ever"
-            " releases |"
-        ),
-        "`augment.per_label`",
-    ):
-        assert said in made["configuration"]
+            assert f"## {group}={choice}\n" in made[f"conf-{group}"]
+    total = (
+        "| `policy.epsilon_total` | `${privacy.epsilon}` | over everything the site ever releases |"
+    )
+    assert total in made["conf-privacy"] and "`augment.per_label`" in made["conf-strategy"]
     assert all(
         f"fedduet {name}" in made["commands"] or name in ("tasks", "engines") for name in COMMANDS
     )

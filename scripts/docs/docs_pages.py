@@ -11,6 +11,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # mkdocs does not put the repository on the path
 
+GROUPS = sorted(
+    folder.name
+    for folder in (ROOT / "conf").iterdir()
+    if folder.is_dir() and any(folder.glob("*.yaml"))
+)
 CODE = {  # page: title and modules
     "strategies": (
         "Strategies and moves",
@@ -82,7 +87,7 @@ def pages() -> dict[str, str]:
         name: f"# {title}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
         for name, (title, modules) in CODE.items()
     }
-    return made | {"configuration": configuration(), "commands": commands()}
+    return made | {"commands": commands()} | configuration()
 
 
 def commands() -> str:
@@ -106,26 +111,25 @@ def commands() -> str:
     )
 
 
-def configuration() -> str:
-    """Every group of conf/ with its choices: the comment on a file's first line, then each key, its
-    value and its comment."""
-    parts = [
+def configuration() -> dict[str, str]:
+    """A page of what there is, and one for each group of conf/ with its choices: the comment on a
+    file's first line, then each key, its value and its comment."""
+    first = (
         "# Configuration\n\nOne choice of each group, and any key by override: `fedduet task=files"
         " privacy.epsilon=4 seed=1`. `${builtin_or:PATH,A,B}` is A for a model of the built-in"
         " world and B for any other. A choice that builds on another (`defaults`) has that one's"
-        " keys too.\n"
-    ]
-    for group in sorted(
-        folder
-        for folder in (ROOT / "conf").iterdir()
-        if folder.is_dir() and not folder.name.startswith("_")
-    ):
-        parts.append(f"## {group.name}\n")
-        for file in sorted(group.glob("*.yaml")):
-            parts.append(
-                f"### {group.name}={file.stem}\n\n{_choice(file.read_text(encoding='utf-8'))}\n"
-            )
-    return "\n".join(parts)
+        " keys too.\n\n| group | choices |\n|---|---|\n"
+    )
+    made = {}
+    for group in GROUPS:
+        files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+        choices = ", ".join(f"`{group}={file.stem}`" for file in files)
+        first += f"| [{group}](conf-{group}.md) | {choices} |\n"
+        parts = [f"# Configuration: {group}\n"]
+        for file in files:
+            parts.append(f"## {group}={file.stem}\n\n{_choice(file.read_text(encoding='utf-8'))}\n")
+        made[f"conf-{group}"] = "\n".join(parts)
+    return {"configuration": first} | made
 
 
 def _choice(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -345,6 +346,7 @@ def _trouble(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) ->
 def _again(folder: Path, summaries: Sequence[Mapping[str, Any]]) -> str:
     command = folder / COMMAND
     asked = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
+    asked = re.sub(r"(run\.folder=)\S*?([^/\s']+)'?(?=\s|$)", r"\1runs/\2", asked)
     said = (
         f"<p>Asked for by</p><pre>{escape(asked)}</pre>"
         if asked
