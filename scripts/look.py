@@ -75,7 +75,17 @@ def watch(argv: Sequence[str]) -> int:
         type=float,
         help="seconds to wait for a folder that is not there yet; of one without events 10",
     )
+    parser.add_argument(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="show the run as a page on 127.0.0.1 instead, until Ctrl-C; without PORT any free one",
+    )
     given = parser.parse_args(list(argv))
+    if given.serve is not None:
+        return _serve(given.run, given.serve)
     wait = 10.0 if given.wait is None else given.wait
     file, deadline = given.run / "events.jsonl", time.monotonic() + wait
     if not given.run.is_dir() and given.wait is None:
@@ -101,6 +111,17 @@ def watch(argv: Sequence[str]) -> int:
             display.event(entry)
             if entry["event"] == "end" and not _starts_again(lines):
                 return int(entry["status"] != "completed")
+
+
+def _serve(run: Path, port: int) -> int:
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run} is no run folder; give the one that the run printed")
+    from fedduet.scripts.reporting.live import LOOPBACK, server
+
+    with server(run, port) as serving:
+        print(f"http://{LOOPBACK}:{serving.server_address[1]}/ (Ctrl-C ends it)", flush=True)
+        serving.serve_forever()
+    return 0
 
 
 def _starts_again(lines: object) -> bool:

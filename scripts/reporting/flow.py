@@ -63,6 +63,11 @@ def flow(folder: Path, summary: Mapping[str, Any]) -> str:
     )
 
 
+def phases_of(folder: Path) -> list[tuple[str, str, float, float]]:
+    """Phases that are done, as (name, side, start, seconds)."""
+    return _read(folder)[0]
+
+
 _LANE = {UP: "sites to cloud", DOWN: "cloud to sites", SITES: "at the sites", CLOUD: "in the cloud"}
 
 

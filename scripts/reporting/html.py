@@ -16,12 +16,16 @@ from fedduet.scripts.reporting.style import SCRIPT, STYLE
 WORDS = 30  # characters from which a cell may be broken into lines
 
 
-def document(title: str, sections: Sequence[tuple[str, str, str]], head: str) -> str:
+def document(
+    title: str, sections: Sequence[tuple[str, str, str]], head: str, refresh: int | None = None
+) -> str:
     """A page: `head` first, then sections of (id, heading, body) behind a list of links to them.
 
     Its Content-Security-Policy allows this one script and inline style, and no address at all:
-    nothing is fetched, and no text can bring a script of its own.
+    nothing is fetched, and no text can bring a script of its own. `refresh`: seconds after which a
+    browser asks again.
     """
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     links = "".join(
@@ -33,7 +37,7 @@ def document(title: str, sections: Sequence[tuple[str, str, str]], head: str) ->
         for name, heading, body in sections
     )
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{again}<meta'
         f' http-equiv="Content-Security-Policy" content="{policy}"><meta name="viewport"'
         ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
         f' dark"><title>{escape(title)}</title><style>{STYLE}</style></head><body><a class="skip"'
