@@ -49,6 +49,7 @@ class RemoteFusion:
             seconds,
         )
         self._batch_size, self._rest = batch_size, rest
+        self._one_tokenizer = False  # as far as is known
         self.taken: list[DraftedAnswer] = []
 
     def count(self, text: str) -> int:
@@ -57,7 +58,10 @@ class RemoteFusion:
 
     def __call__(self, asks: Sequence[StepAsk], stop: str) -> list[Completed]:
         """Continues every ask's prefix up to `stop` (a `whole` one to its end). Raises
-        RemoteFailed."""
+        RemoteFailed, and before anything is drafted where the LLM has another tokenizer."""
+        if not self._one_tokenizer:
+            self.remote.check_tokenizer(self._tokenizer)
+            self._one_tokenizer = True
         deadline = time.monotonic() + self._seconds
 
         def score_drafts(rows: Sequence[tuple[int, ...]], heads: Sequence[int]) -> list[Following]:

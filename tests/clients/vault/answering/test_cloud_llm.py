@@ -13,7 +13,7 @@ import pytest
 import torch
 import uvicorn
 from fedduet.clients.vault.answering.cloud_fusion import RemoteFusion
-from fedduet.clients.vault.answering.cloud_llm import Remote, RemoteConfig, RemoteFailed
+from fedduet.clients.vault.answering.cloud_llm import PROBE, Remote, RemoteConfig, RemoteFailed
 from fedduet.clients.vault.answering.steps import StepAsk
 from fedduet.clients.vault.answering.whole_steps import FallbackWriter, WholeStepWriter
 from fedduet.clients.vault.answering.writers import TokenWriter, local_writers
@@ -90,12 +90,15 @@ def asks(count=10, tokens=12, **more):
     return [StepAsk(f"{QUESTIONS[i % 5]}\n", i, tokens, **more) for i in range(count)]
 
 
-def fusion(remote, models, **more):
+def fusion(remote, models, compared=False, **more):
+    """`compared`: its tokenizer passes for checked; liars are asked about nothing else."""
     tokenizer, _, tuned, base = models
     pair = slm_pair(tuned, base)
-    return RemoteFusion(
+    made = RemoteFusion(
         remote, pair.tuned, pair.base, tokenizer, {tokenizer.eos_token_id}, len(tokenizer), **more
     )
+    made._one_tokenizer = compared
+    return made
 
 
 # ---------------------------------------------------------------- together with a real gateway
@@ -130,8 +133,8 @@ def test_greedy_remote_steps_equal_those_of_local_fusion(models, url, alpha):
     assert remote.counts.llm_tokens == tokens and remote.counts.rows == sum(
         one.looks for one in taken
     )
-    # all rows together, and the model's name once
-    assert remote.counts.requests == 1 + max(one.looks for one in taken)
+    # all rows together; the model's name and the public line for its tokenizer once
+    assert remote.counts.requests == 2 + max(one.looks for one in taken)
     assert not remote.counts.failures
 
 
@@ -194,6 +197,30 @@ def test_tokenizers_are_compared(models, url):
         shifted.eos_token_id = tokenizer.eos_token_id
         with pytest.raises(RemoteFailed, match="tokenizer differs from the SLM's"):
             remote.check_tokenizer(shifted)
+
+
+def test_logits_of_a_foreign_tokenizer_are_refused_before_a_draft_is_sent(models, url):
+    tokenizer = models[0]
+
+    class Shifted:
+        """The same words by other numbers."""
+
+        eos_token_id, decode = tokenizer.eos_token_id, tokenizer.decode
+
+        def __len__(self):
+            return len(tokenizer)
+
+        def __call__(self, text, **more):
+            return {"input_ids": [one + 1 for one in tokenizer(text, **more)["input_ids"]]}
+
+    sent = []
+    with reaching(url) as remote:
+        remote._keep = sent.extend
+        made = fusion(remote, (Shifted(), *models[1:]))
+        with pytest.raises(RemoteFailed, match="tokenizer differs from the SLM's"):
+            made(asks(3), "\n")
+    assert sent == [PROBE] and remote.counts.positions == 0
+    assert remote.counts.failures == {"Tokenizer": 1}
 
 
 def test_what_the_gateway_refuses_is_said_without_the_key(models, url):
@@ -455,7 +482,7 @@ def test_a_step_writer_goes_on_privately(models, lie):
     tokenizer, _, tuned, base = models
     private = local_writers((tuned, tokenizer), (base, tokenizer))["private"]
     with lying(LIES[lie][0]) as url, reaching(url, seconds=0.4, model="m", top=4) as remote:
-        made = fusion(remote, models, seconds=1.0)
+        made = fusion(remote, models, compared=True, seconds=1.0)
         writer = FallbackWriter(WholeStepWriter(made, 256, made.count, seconds=2.0), private)
         start = time.monotonic()
         steps = writer.write(asks(3))
@@ -472,7 +499,9 @@ def test_many_requests_together_have_a_time_limit(models):
     with lying(answer) as url, reaching(url, seconds=0.4, model="m", top=4) as remote:
         start = time.monotonic()
         with pytest.raises(RemoteFailed, match="Timeout"):
-            fusion(remote, models, seconds=0.6, length=1)(asks(2, 200, whole=True), "\n")
+            fusion(remote, models, compared=True, seconds=0.6, length=1)(
+                asks(2, 200, whole=True), "\n"
+            )
         assert 0.4 < time.monotonic() - start < 1.2 and remote.counts.requests >= 3
 
 
@@ -486,7 +515,7 @@ def test_tokens_beyond_the_shared_vocabulary_are_a_lie(models):
         reaching(url, model="m", top=4) as remote,
         pytest.raises(RemoteFailed, match=words),
     ):
-        fusion(remote, models)(asks(1), "\n")
+        fusion(remote, models, compared=True)(asks(1), "\n")
 
 
 def test_settings_are_checked():
