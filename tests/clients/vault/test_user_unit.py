@@ -10,9 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fedduet.clients.vault import feedback
 from fedduet.clients.vault.budget.ledger import Ledger, LedgerError
-from fedduet.clients.vault.feedback import CLIP, VOTE, clipped_gradients, vote_sum
+from fedduet.clients.vault.feedback import (
+    CLIP,
+    LEARNING_RATE,
+    VOTE,
+    View,
+    clipped_gradients,
+    train_scorer,
+    vote_sum,
+)
 from fedduet.clients.vault.release.policy import delta_for
 from fedduet.clients.vault.release.privacy_unit import owners_of
 from fedduet.conf.check import ConfigError, check
@@ -149,6 +158,20 @@ def test_each_user_moves_the_scorers_sum_by_the_clip_and_it_is_their_mean_gradie
         clipped += factor < 1
         np.testing.assert_allclose(errors[mine].T @ features[mine], factor * mean, atol=1e-12)
     assert clipped > 2
+
+
+def test_the_scorers_sum_is_divided_by_the_number_of_users():
+    class Silent:
+        def normal(self, count):
+            return torch.zeros(count)
+
+    draw = np.random.default_rng(2)
+    vectors, labels = draw.standard_normal((12, 5)), draw.integers(0, 3, 12)
+    owners, view = np.arange(12) // 4, View(np.ones(5), np.zeros(5))
+    found = train_scorer(vectors, labels, owners, view, 3, 1.0, 1, Silent()).head
+    features = view.directions(vectors)
+    total = clipped_gradients(np.zeros((3, 5)), features, labels, CLIP, owners).T @ features
+    np.testing.assert_allclose(found, -LEARNING_RATE * total / 3)
 
 
 def test_a_training_tells_users_and_steps_planned_for_users(by_user, signed, tmp_path, seen):

@@ -487,3 +487,18 @@ def test_a_twin_that_is_charged_while_this_message_plans_pays_for_both(site, mon
     answers.append(vault.synthesize(ask()))
     assert answers[0] == answers[1] and isinstance(answers[0], Synthesized)
     assert len(ledger_of(vault).entries()) == 1
+
+
+def test_the_runs_cap_is_charged_with_too_not_only_planned_with(site, monkeypatch):
+    """A plan made while another message of the run was charged has too little noise: the charge
+    itself refuses it."""
+    monkeypatch.setattr(Ledger, "plan", lambda *_, **__: 0.6)
+    answer = site(policy={"epsilon_total": 500.0}).synthesize(ask())
+    assert isinstance(answer, Refused) and "budget of run r: 8.0" in answer.reason
+
+
+def test_a_stricter_delta_of_the_request_is_planned_for_and_stated(site):
+    plain, strict = site("a").synthesize(ask()), site("b").synthesize(ask(delta=1e-9))
+    event = Event.poisson_gaussian(strict.receipt.noise_multiplier, 0.5, 4)
+    assert strict.receipt.delta == 1e-9 and 7.9 < compose([event], 1e-9) <= 8
+    assert strict.receipt.noise_multiplier > 1.1 * plain.receipt.noise_multiplier

@@ -464,6 +464,28 @@ def test_a_deleted_ledger_is_not_a_new_budget(ledger):
         ledger.charge("d", "run", "votes", VOTE, 1)
 
 
+def test_another_valid_ledger_of_equal_length_is_not_the_sites(ledger, tmp_path):
+    three(ledger)
+    other = Ledger(tmp_path / "other" / "ledger.jsonl", 8.0, DELTA)
+    for name in "xyz":
+        other.charge(name, "run", "votes", Event.gaussian(500.0), 1)
+    ledger.path.write_bytes(other.path.read_bytes())
+    with pytest.raises(LedgerError, match="line 3: is not the line that was written last"):
+        ledger.spent()
+
+
+@pytest.mark.parametrize("gone", [".lock", ".head"])
+def test_a_side_file_that_is_gone_hides_no_line_that_is_cut_off(ledger, gone):
+    rows = three(ledger)
+    ledger.path.write_bytes(b"".join(rows[:2]))
+    ledger.path.with_suffix(gone).unlink()
+    with pytest.raises(LedgerError, match="3 charges were written and 2 are here"):
+        ledger.charge("d", "run", "votes", VOTE, 1)
+    ledger.path.write_bytes(b"".join(rows))
+    assert not ledger.charge("d", "run", "votes", VOTE, 1).repeated
+    assert ledger.path.with_suffix(gone).exists()
+
+
 @pytest.mark.parametrize(
     "torn", [b'{"id":"d","run"', b'{"id":"d","ru\n', b"\0\0\0\0", "é".encode()[:1]]
 )
