@@ -12,6 +12,7 @@ from typing import Any
 from fedduet.server.cards import write_adapter_cards
 from fedduet.server.cloud import LLMCloud
 from fedduet.server.config import read_server
+from fedduet.server.measuring.simulated import SIMULATIONS, simulated_accuracy
 from fedduet.server.tuner import LLMTuner
 from fedduet.strategies.run.moves import Moves
 from fedduet.strategies.run.run_folder import Listener, RunFolder, write_atomically
@@ -19,7 +20,9 @@ from fedduet.strategies.run.sites import Sites, SitesConfig
 from fedduet.strategies.run.summary import summarise
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import build_task
+from fedduet.tasks.data.public import load_public
 from fedduet.tasks.data.questions import names_of
+from fedduet.wire.messages import LabelledTexts
 from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
@@ -78,6 +81,12 @@ def conduct(
         seed=seed,
         feedback=part.privacy.feedback,
     )
+    if isinstance(task_config, TaskConfig):
+        moves.public = lambda: public_texts(task_config, seed)
+        if federation.kind in SIMULATIONS:
+            moves.classify = lambda: simulated_accuracy(
+                cloud.llm(), task, task_config, federation.kind, seed
+            )
     run.event("start", strategy=spec.name, task=task_config.name, seed=seed, clients=list(names))
     status = "failed"
     try:
@@ -95,6 +104,14 @@ def conduct(
         if cloud:
             cloud.close()
     return summary
+
+
+def public_texts(task: TaskConfig, seed: int) -> LabelledTexts | None:
+    """The task's public text, without what is held out to choose settings on."""
+    found = load_public(task, seed)
+    return found and LabelledTexts(
+        [record.text for record in found.train], [record.label for record in found.train]
+    )
 
 
 def _run_id(path: Path) -> str:

@@ -18,8 +18,8 @@ OWN = ("zero_shot", "filtered", "llm_unfiltered", "llm_pooled")
 class CrossLMConfig(TunedLLM, Baselines):
     """CrossLM and its baselines."""
 
-    # training on own records alone is a step of the method
-    KNOWN = (*OWN, *(name for name in available() if name != "local"))
+    # training on own records alone is a step of the method, and so is measuring the LLM
+    KNOWN = (*OWN, *(name for name in available() if name not in ("local", "llm_zero_shot")))
     name: Literal["crosslm"]
     """This strategy."""
     rounds: int = pydantic.Field(3, ge=1)

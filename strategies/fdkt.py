@@ -45,14 +45,19 @@ def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
     """
     kept: Texts = {}
     data: Texts = {}
+    # dp_only gets as many texts as fdkt
+    written_here = config.augment.get("per_label", 0) if config.wants("dp_only") else 0
+    extra = max(0, written_here - config.demonstrations_per_label)
     for round in range(config.rounds):
-        written = moves.synthesize(round, config.rounds, config.demonstrations_per_label)
+        written = moves.synthesize(round, config.rounds, config.demonstrations_per_label, extra)
         chosen = moves.curate(round, written)
         kept = merge(kept, chosen)
         data = merge(data, moves.augment(f"augment-{round}", chosen))
-        given = shared_by_all(data, moves.sites.domains) if config.share == "all" else data
+        everybody = config.share == "all"
+        given = shared_by_all(data, moves.sites.domains) if everybody else data
         name = "fdkt" if round == config.rounds - 1 else f"fdkt-round-{round}"
-        moves.learn(name, given, weight=config.weight, order=config.order)
+        options = {"weight": config.weight, "order": config.order}
+        moves.learn(name, given, **options, domain_first=everybody)
     run_baselines(moves, config)
     return kept
 

@@ -135,9 +135,13 @@ class Synthesize:
     # of the generator's new adapter and of sampling, both public; coins and noise never come from
     # it
     seed: int = 0
+    # further texts of each label where they cost no privacy, as samples of a generator do not
+    extra: int = 0
 
     def __post_init__(self) -> None:
         _check_names(self)
+        if self.extra < 0:
+            raise ValueError(f"extra: found {self.extra}; allowed: 0 or more")
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,9 @@ class Learn:
     # "pooled": all sites' records together, an upper bound that only a simulation can measure
     scope: str = "own"
     seed: int = 0
+    # the data has its domain in front of each text, so that the site's own texts get theirs, also
+    # when the model is asked later
+    domain_first: bool = False
 
     def __post_init__(self) -> None:
         _check_names(self)

@@ -4,7 +4,7 @@ plain Hugging Face folders."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from fedduet.wire.messages import Learn
 
 # in the folder of a model that saw nothing private, neither to learn from nor to choose by
 PUBLIC = "saw-nothing-private"
+# in the folder of a model that learnt texts with their domain in front
+DOMAIN_FIRST = "domain-first"
 
 
 def examples(records: Sequence[Record]) -> Examples:
@@ -64,9 +66,10 @@ class SLM:
         owner: str,
         sites: int = 1,
         careful: bool = True,
+        domain: str = "",
     ) -> None:
         self._config, self._classes, self._folder = config, classes, folder
-        self._owner, self._sites, self._careful = owner, sites, careful
+        self._owner, self._sites, self._careful, self._domain = owner, sites, careful, domain
         self._path = resolve(config.path)
         self._shared: dict[str, Arrays] = {}
 
@@ -97,7 +100,12 @@ class SLM:
             set_trainable_arrays(model, arrays)
         trained = Trained(0, 0.0, 0.0, config.select)
         if request.private or len(request.data):
-            private = examples(split.train) if request.private else Examples()
+            own, held = examples(split.train), examples(split.validation)
+            if request.domain_first:
+                own, held = (
+                    replace(one, texts=self._with_domain(one.texts)) for one in (own, held)
+                )
+            private = own if request.private else Examples()
             report = train_classifier(
                 model,
                 self._tokenizer,
@@ -106,9 +114,7 @@ class SLM:
                 config,
                 weight=request.weight,
                 order=request.order,
-                validation=(
-                    examples(split.validation) if request.private or not self._careful else None
-                ),
+                validation=held if request.private or not self._careful else None,
                 seed=derive(seed, "slm"),
                 phase=f"train {request.model}",
                 private_rows=private_rows,
@@ -126,11 +132,18 @@ class SLM:
             and not (request.private or arrays)
             and (request.start is None or self.is_public(request.start))
         )
-        (self._folder / request.model / PUBLIC).unlink(missing_ok=True)  # of an earlier one
+        for mark in (PUBLIC, DOMAIN_FIRST):  # of an earlier one
+            (self._folder / request.model / mark).unlink(missing_ok=True)
         save_model(model, self._tokenizer, self._folder / request.model)
         if public:
             (self._folder / request.model / PUBLIC).touch(mode=0o600)
+        if request.domain_first:
+            (self._folder / request.model / DOMAIN_FIRST).touch(mode=0o600)
         return trained
+
+    def _with_domain(self, texts: Sequence[str]) -> list[str]:
+        """As texts stand in data of several domains (strategies/run/texts.py `shared_by_all`)."""
+        return [f"{self._domain}: {text}" for text in texts]
 
     def _steps(self, request: Learn, config: SLMConfig, private_rows: int) -> int:
         """Of a whole training, or of the `part` of it that this request is: parts that add up to 1
@@ -156,6 +169,8 @@ class SLM:
     def probabilities(self, name: str, texts: Sequence[str]) -> np.ndarray:
         """[n, K] class probabilities of the kept model."""
         model = load_classifier(str(self._kept(name)), self._classes, 0, self._tokenizer)
+        if (self._kept(name) / DOMAIN_FIRST).is_file():
+            texts = self._with_domain(texts)
         return predict_probabilities(
             model,
             self._tokenizer,

@@ -156,7 +156,8 @@ class Vault:
             )
         if (earlier := self._earlier(request)) is not None:
             return earlier  # of a twin, made while this one planned
-        count = request.per_label * len(self.task.labels)
+        per_label = request.per_label + request.extra  # samples of one model cost nothing more
+        count = per_label * len(self.task.labels)
         charge, once = self._charge(ledger, request, "dp-sgd", event, count, rounds=left)
         data, dropped, report = write_demonstrations(
             train,
@@ -165,7 +166,7 @@ class Vault:
             self.domain,
             self._generator,
             event.noise_multiplier,
-            request.per_label,
+            per_label,
             self._randomness(once, request.round),
             derive(request.seed, "site", self.config.client),
             keep=(
@@ -563,7 +564,9 @@ class Vault:
         sites = len(self.task.clients) if config.pooled else 1
         kept = (folder or config.folder) / "models" / run
         careful = not config.repeatable or config.policy.share_metrics == "private"
-        return SLM(config.slm, len(self.task.labels), kept, config.client, sites, careful)
+        return SLM(
+            config.slm, len(self.task.labels), kept, config.client, sites, careful, self.domain
+        )
 
     def _terms_of_weights(self) -> tuple[rules.Policy, str]:
         """Policy and ledger for weights: the site's own, or, for a simulation's baselines, the open

@@ -12,11 +12,25 @@ from dataclasses import replace
 
 from fedduet.conf.check import ConfigError
 from fedduet.lm.randomness import numpy_generator
+from fedduet.server.llm.base import LLM
+from fedduet.server.measuring.task_accuracy import llm_accuracy
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.load import client_names, load_client
-from fedduet.tasks.task import Split
+from fedduet.tasks.task import Split, Task
 
 SIMULATIONS = ("inprocess", "simulation")
+
+
+TEST_ROWS = 200  # of each site, that the LLM itself is measured on as a baseline [O]
+
+
+def simulated_accuracy(
+    llm: LLM, task: Task, config: TaskConfig, federation: str, seed: int
+) -> dict[str, float]:
+    """The LLM's own accuracy by site, by the likeliest label; {} for an engine that cannot score
+    text."""
+    splits = simulated_splits(config, federation, seed, TEST_ROWS)
+    return llm_accuracy(llm, task, {site: split.test for site, split in splits.items()})
 
 
 def simulated_splits(

@@ -16,7 +16,7 @@ from typing import Any
 from fedduet.strategies.run.cloud import Cloud, Tuner
 from fedduet.strategies.run.run_folder import RunFolder
 from fedduet.strategies.run.sites import Sites, TooFewSites
-from fedduet.strategies.run.texts import Texts, concatenate
+from fedduet.strategies.run.texts import Texts, concatenate, first_of_label
 from fedduet.strategies.scores import problem
 from fedduet.wire.codec import Arrays, decode
 from fedduet.wire.messages import (
@@ -55,13 +55,20 @@ class Moves:
     receipts: dict[str, Receipt] = field(default_factory=dict)
     # demonstrations as the sites released them, by phase
     released: dict[str, Texts] = field(default_factory=dict)
+    # [model][site]: what was said of its trainings, one for each round of averaging
+    trainings: dict[str, dict[str, list[Learned]]] = field(default_factory=dict)
+    # labelled text of no site, that the server may have; None: the task names none
+    public: Callable[[], LabelledTexts | None] = lambda: None
+    # the LLM's own accuracy by site, which only a simulation can measure; {}: not here
+    classify: Callable[[], Mapping[str, float]] = dict
     # what a strategy adds to summary.json, under keys of its own
     findings: dict[str, Any] = field(default_factory=dict)
     _artefacts: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
 
-    def synthesize(self, round: int, rounds: int, per_label: int) -> Texts:
-        """Every site writes DP demonstrations; its receipt is kept. A site that refuses is left
-        out."""
+    def synthesize(self, round: int, rounds: int, per_label: int, extra: int = 0) -> Texts:
+        """Every site writes DP demonstrations, `per_label` and up to `extra` more where these cost
+        no privacy; its receipt is kept. A site that refuses is left out. All of them are in
+        `released`; returned are `per_label`."""
         phase = f"synthesize-{round}"
 
         def request(site: str) -> Synthesize:
@@ -74,6 +81,7 @@ class Moves:
                 self.epsilon,
                 self.delta,
                 seed=self.seed,
+                extra=extra,
             )
 
         answers = self.remember(
@@ -83,7 +91,7 @@ class Moves:
         texts = {site: answer.data for site, answer in answers.items()}
         self.released[phase] = texts
         self.artefact("demonstrations", phase, texts)
-        return texts
+        return first_of_label(texts, per_label)
 
     def score(
         self,
@@ -197,11 +205,16 @@ class Moves:
     ) -> list[str]:
         """Send training requests and return the sites that trained."""
         phase = f"learn-{model}"
-        return sorted(
-            self.remember(
-                phase, Learned, lambda: _messages(self.sites.ask(phase, request, only, arrays))
-            )
+        answers = self.remember(
+            phase, Learned, lambda: _messages(self.sites.ask(phase, request, only, arrays))
         )
+        self.trained(model, answers)
+        return sorted(answers)
+
+    def trained(self, model: str, answers: Mapping[str, Learned]) -> None:
+        """Note what sites said of a training, or of a part of one."""
+        for site, answer in answers.items():
+            self.trainings.setdefault(model, {}).setdefault(site, []).append(answer)
 
     def measure(self, model: str, only: Sequence[str] | None = None, scope: str = "own") -> None:
         """Test accuracy of `model`, by site, into `accuracy`."""

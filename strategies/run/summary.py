@@ -4,7 +4,7 @@ its events."""
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedduet.strategies.run.metrics import measured
 from fedduet.strategies.run.moves import Moves, gap_closed
 from fedduet.strategies.run.run_folder import RunFolder
 from fedduet.strategies.run.spec import RIVALS, Spec
+from fedduet.wire.messages import Learned
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "ray", "hydra-core", "dp-accounting")
 
@@ -42,6 +43,7 @@ def summarise(
         "accuracy": mean,
         "accuracy_per_client": _by_site(moves.accuracy),
         **measured(moves.details, about["metric"]),
+        "training": {model: _training(sites) for model, sites in moves.trainings.items()},
         "gap_closed": gap_closed(mean[name], mean["local"], mean["pooled"]) if bounds else None,
         "epsilon": {site: receipt.epsilon_total for site, receipt in moves.receipts.items()},
         "delta": {site: receipt.delta for site, receipt in moves.receipts.items()},
@@ -83,6 +85,16 @@ def ordered(models: Iterable[str], summary: Mapping[str, Any]) -> list[str]:
     """Methods in the order of the strategy's columns, then the others as they come."""
     columns = list(told(summary)["columns"])
     return sorted(models, key=lambda one: columns.index(one) if one in columns else len(columns))
+
+
+def _training(by_site: Mapping[str, Sequence[Learned]]) -> dict[str, Any]:
+    """What ran, means over sites; rounds of averaging add up."""
+    sums = {
+        key: float(np.mean([sum(getattr(one, key) for one in parts) for parts in by_site.values()]))
+        for key in ("steps", "private_passes", "generated_passes")
+    }
+    checkpoints = {one.checkpoint for parts in by_site.values() for one in parts}
+    return sums | {"checkpoint": " or ".join(sorted(checkpoints))}
 
 
 def _by_site(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

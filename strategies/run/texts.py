@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -35,6 +36,22 @@ def concatenate(parts: Sequence[LabelledTexts]) -> LabelledTexts:
             else []
         ),
     )
+
+
+def first_of_label(texts: Texts, number: int) -> Texts:
+    """The first `number` texts of each label, by site, in their order."""
+    chosen = {}
+    for site, data in texts.items():
+        seen: Counter[int] = Counter()
+        rows = []
+        for row, label in enumerate(data.labels):
+            seen[label] += 1
+            if seen[label] <= number:
+                rows.append(row)
+        chosen[site] = LabelledTexts(
+            [data.texts[row] for row in rows], [data.labels[row] for row in rows]
+        )
+    return chosen
 
 
 def shared_by_all(texts: Texts, domains: Mapping[str, str] | None = None) -> Texts:

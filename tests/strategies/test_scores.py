@@ -84,10 +84,10 @@ def test_a_text_kept_at_reward_0_still_counts_a_little():
 
 def test_fdkt_then_crosslm_measures_no_baseline_twice():
     parts = {"name": "fdkt_crosslm", "fdkt": FDKTConfig(name="fdkt")}
-    once = dict.fromkeys(("zero_shot", "fedavg", "pooled"), False)
+    once = dict.fromkeys(("zero_shot", "public", "fedavg", "pooled"), False)
     assert (
         FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm", baselines=once)).rounds
         == 3
     )
-    with pytest.raises(ValueError, match="baselines of both: zero_shot, fedavg, pooled"):
+    with pytest.raises(ValueError, match="baselines of both: zero_shot, public, fedavg, pooled"):
         FDKTCrossLMConfig(**parts, crosslm=CrossLMConfig(name="crosslm"))

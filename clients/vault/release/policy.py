@@ -165,8 +165,8 @@ def check_synthesize(policy: Policy, request: Synthesize, records: int, labels: 
         raise PolicyError(f"per_label: found {request.per_label}; allowed: at least 1")
     _check_size(
         policy,
-        request.per_label * labels,
-        f"texts ({request.per_label} for each of {labels} labels)",
+        (request.per_label + request.extra) * labels,
+        f"texts ({request.per_label + request.extra} for each of {labels} labels)",
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -290,6 +291,35 @@ def test_rounds_of_averaging_add_up_to_one_training_from_one_start(site):
     assert sum(one.private_passes for one in parts) == pytest.approx(whole.private_passes) == 7
     with pytest.raises(ValueError, match=r"part: found 0.5 after 0.6; allowed"):
         Learn("x", "r", "m", part=0.5, begun=0.6)
+
+
+def test_further_samples_of_a_generator_cost_nothing(site):
+    vault = site(generator=EASY)
+    answer = vault.synthesize(ask(per_label=2, extra=3))
+    assert Counter(answer.data.labels) == {0: 5, 1: 5} and answer.receipt.released == 10
+    plain = site("other", generator=EASY).synthesize(ask(per_label=2))
+    assert answer.receipt.epsilon == plain.receipt.epsilon
+    with pytest.raises(ValueError, match="extra: found -1"):
+        ask(extra=-1)
+
+
+def test_where_texts_have_their_domain_in_front_private_and_asked_ones_have_it_too(site, seen):
+    vault = site()
+    given = LabelledTexts(["tents: a fine peg ."] * 4, [1] * 4)
+    vault.learn(Learn("d", "r", "named", given, domain_first=True))
+    (_, _, private, _, _), named = seen.classifier[0]
+    train = load_client(vault.config.task, "coffee", 0).train
+    assert list(private.texts) == [f"coffee: {record.text}" for record in train]
+    assert all(text.startswith("coffee: ") for text in named["validation"].texts)
+    vault.learn(Learn("p", "r", "plain", given))
+    models = vault._slm("r")
+    asked = models.probabilities("named", ["a fine cup ."])
+    shutil.copytree(models._folder / "named", models._folder / "bare")
+    (models._folder / "bare" / slm.DOMAIN_FIRST).unlink()
+    assert (asked == models.probabilities("bare", ["coffee: a fine cup ."])).all()
+    assert (asked != models.probabilities("bare", ["a fine cup ."])).any()
+    vault.learn(Learn("n", "r", "named", given))  # learnt again, without
+    assert not (models._folder / "named" / slm.DOMAIN_FIRST).exists()
 
 
 @pytest.mark.parametrize("share", [False, True])
