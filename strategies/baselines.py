@@ -24,14 +24,12 @@ PUBLIC_ROWS = 2000  # of public text that a site is sent, at most [O]
 class Baseline:
     """`run` gets the moves and the strategy's settings. `needs`: what the strategy must have:
     DEMONSTRATIONS (sites released texts before), WRITING (`moves.augment` and its settings).
-    `on`: whether it runs where the configuration does not say. `leaves`: whether anything that
-    depends on private text leaves a site for it."""
+    `on`: whether it runs where the configuration does not say."""
 
     run: Callable[[Moves, Any], None]
     meaning: str
     needs: frozenset[str] = frozenset()
     on: bool = True
-    leaves: bool = True
 
 
 class Baselines(Section):
@@ -224,7 +222,7 @@ def weighted_mean(parts: Sequence[Arrays], rows: Sequence[int]) -> Arrays:
 
 
 REGISTRY: Mapping[str, Baseline] = {
-    "local": Baseline(local, "a site's own records alone", leaves=False),
+    "local": Baseline(local, "a site's own records alone"),
     "dp_only": Baseline(
         dp_only,
         "own records and the site's own DP-synthetic texts, no LLM",
@@ -234,11 +232,10 @@ REGISTRY: Mapping[str, Baseline] = {
         zero_shot,
         "own records and texts the LLM writes from the domain's name alone",
         frozenset({WRITING}),
-        leaves=False,
     ),
-    "public": Baseline(public, "own records and labelled public text, no LLM", leaves=False),
+    "public": Baseline(public, "own records and labelled public text, no LLM"),
     "llm_zero_shot": Baseline(
-        llm_zero_shot, "the LLM itself, shown the test texts: a simulation's", leaves=False
+        llm_zero_shot, "the LLM itself, shown the test texts: a simulation's"
     ),
     "fdkt_no_judge": Baseline(
         no_judge,
@@ -256,4 +253,3 @@ REGISTRY: Mapping[str, Baseline] = {
     "pooled": Baseline(pooled, "everybody's records together, which only a simulation can have"),
 }
 """A further baseline is one entry: every strategy that has what it needs offers it by name."""
-NOTHING_LEAVES = tuple(name for name, one in REGISTRY.items() if not one.leaves)

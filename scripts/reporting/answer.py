@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fedduet.scripts.reporting.statistics import differences
 from fedduet.strategies.run.summary import told
 
 BESIDE = ("zero_shot", "untuned")  # ends of phases in which the LLM writes for a baseline
@@ -31,12 +32,12 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Points of a method above another, over pairs of run and site that have both: the mean, half
-    of its 95 % interval (nan for one pair), and how many pairs."""
+    """Points of a method above another, a value for each seed (scripts/reporting/statistics.py says
+    why): the mean, half of its 95 % interval (nan for one seed), and how many seeds."""
 
     mean: float
     half: float
-    pairs: int
+    seeds: int
 
     def __str__(self) -> str:
         spread = "" if math.isnan(self.half) else f" [{self.low:+.1f}, {self.high:+.1f}]"
@@ -57,14 +58,9 @@ class Difference:
 
 
 def difference(summaries: Summaries, model: str, base: str) -> Difference | None:
-    """Paired by run and site; None where nobody has both."""
-    pairs = [
-        100 * (one[model] - one[base])
-        for summary in summaries
-        for one in summary["accuracy_per_client"].values()
-        if {model, base} <= set(one)
-    ]
-    return Difference(*interval(pairs), len(pairs)) if pairs else None
+    """Paired by seed, of means over sites that have both; None where nobody has both."""
+    values = list(differences(summaries, model, base).values())
+    return Difference(*interval(values), len(values)) if values else None
 
 
 def best_rival(summaries: Summaries) -> str | None:

@@ -105,7 +105,7 @@ def _headline(summaries: Sequence[Mapping[str, Any]]) -> str:
     runs = f"{len(summaries)} runs, " if len(summaries) > 1 else ""
     basis = (
         f"{answer.beside(summaries)} {runs}{summary['clients']} sites; differences are the method"
-        " minus the other, paired by site and run, with 95 % intervals over these pairs."
+        " minus the other, paired by seed, with 95 % intervals over seeds (one seed has none)."
     )
     llm = summary["llm"].get("description") or summary["llm"].get("path", "")
     stand_in = (

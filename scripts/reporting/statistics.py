@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from fedduet.strategies.run.summary import ordered, told
 
 LEVEL = 0.95
 MARGIN = 2.0  # points within which two methods count as equal [O]
@@ -121,6 +122,7 @@ def equivalence(values: Sequence[float], margin: float) -> float:
     error, mean = _standard_error(values), float(np.mean(values))
     if error == 0:
         return 0.0 if abs(mean) < margin else 1.0
+
     return float(stats.t.sf((margin - abs(mean)) / error, len(values) - 1))
 
 
@@ -128,6 +130,34 @@ def exploratory(found: Sequence[Contrast]) -> list[Contrast]:
     """The contrasts with p adjusted for their number (Holm 1979)."""
     adjusted = holm([one.p for one in found])
     return [Contrast(**(vars(one) | {"p": p})) for one, p in zip(found, adjusted, strict=True)]
+
+
+def contrasts(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Contrast]]:
+    """("primary", each that the strategy names beforehand), then ("exploratory", the final method
+    against every other one measured), adjusted together."""
+    spec = told(summaries[0])
+    named = [tuple(pair) for pair in spec["contrasts"]]
+    rest = [
+        (spec["final"], other)
+        for other in ordered({one for s in summaries for one in s["accuracy"]}, summaries[0])
+        if other != spec["final"] and (spec["final"], other) not in named
+    ]
+    primary, others = (
+        [one for pair in pairs if (one := contrast(summaries, *pair))] for pairs in (named, rest)
+    )
+    return [("primary", one) for one in primary] + [
+        ("exploratory", one) for one in exploratory(others)
+    ]
+
+
+def contrast_lines(summaries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """`contrasts` as a table: head and rows as text."""
+    lines = [["contrast", "kind", "points [95 % over seeds]", "p", "verdict"]]
+    for kind, one in contrasts(summaries):
+        p = "" if math.isnan(one.p) else f"{one.p:.3f}"
+        points = one.points.said("+.1f")
+        lines.append([f"{one.method} - {one.against}", kind, points, p, one.verdict])
+    return lines
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -1,5 +1,5 @@
-"""`fedduet table RUN...`: several runs (seeds) of one setting as one Markdown table with paired
-differences."""
+"""`fedduet table RUN...`: several runs (seeds) of one setting as a Markdown table, and their
+contrasts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from typing import Any
 
 import numpy as np
 from fedduet.conf.check import ConfigError
-from fedduet.scripts.reporting.answer import beside, interval, sentence
+from fedduet.scripts.reporting.answer import beside, sentence
 from fedduet.scripts.reporting.metrics import said
+from fedduet.scripts.reporting.statistics import (
+    ONE_SEED,
+    SIGN,
+    by_seed,
+    contrast,
+    contrast_lines,
+    gap_closed,
+    over_seeds,
+)
 from fedduet.strategies.run.metrics import headline
 from fedduet.strategies.run.summary import ordered, told
 
@@ -37,52 +46,49 @@ def read_summaries(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Rows are methods. Accuracy is the mean over sites and runs; differences to local training are
-    paired by (run, site), with a 95 % Student t interval over those pairs; gap closed is (mean -
-    local) / (pooled - local) of the means.
-    """
+    """Rows are methods, then the strategy's contrasts. Accuracy is the mean over seeds of means
+    over sites; scripts/reporting/statistics.py says what intervals, p and verdicts mean."""
     models = list(dict.fromkeys(model for summary in summaries for model in summary["accuracy"]))
-    means = {
-        model: float(np.mean([value for _, value in _values(summaries, model)])) for model in models
-    }
-    lines = [
-        f"| method | mean {said(summaries[0])} | minus local, points [95 %] | gap closed |",
-        "|---|---|---|---|",
-    ]
     base = told(summaries[0])["base"]
-    lines[0] = lines[0].replace("local", base)
+    head = ["method", f"mean {said(summaries[0])} [95 % over seeds]", f"minus {base}, points"]
+    lines = [[*head, "gap closed", "steps", "passes: private, generated", "checkpoint"]]
     for model in ordered(models, summaries[0]):
-        difference = ""
-        if model != base and base in models:
-            local = dict(_values(summaries, base))
-            pairs = [
-                100 * (value - local[key])
-                for key, value in _values(summaries, model)
-                if key in local
+        accuracy = over_seeds(list(by_seed(summaries, model).values()))
+        against = contrast(summaries, model, base) if model != base else None
+        gap = None if model in ("local", "pooled") else gap_closed(summaries, model)
+        lines.append(
+            [
+                model,
+                accuracy.said(".3f"),
+                against.points.said("+.1f") if against else "",
+                gap.said(".2f") if gap else "",
+                *training_cells(summaries, model),
             ]
-            mean, half = interval(pairs)
-            difference = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
-        gap = ""
-        if (
-            model not in ("local", "pooled")
-            and {"local", "pooled"} <= set(models)
-            and means["pooled"] > means["local"]
-        ):
-            gap = f"{(means[model] - means['local']) / (means['pooled'] - means['local']):.2f}"
-        lines.append(f"| {model} | {means[model]:.3f} | {difference} | {gap} |")
-    return "\n".join(lines)
+        )
+    seeds = len({summary["seed"] for summary in summaries})
+    notes = [SIGN, *([ONE_SEED] if seeds == 1 else [])]
+    parts = [as_markdown(lines), as_markdown(contrast_lines(summaries)), " ".join(notes)]
+    return "\n\n".join(parts)
 
 
-def _values(
-    summaries: Sequence[Mapping[str, Any]], model: str
-) -> list[tuple[tuple[int, str], float]]:
-    """((run number, site), accuracy) of one method."""
-    return [
-        ((number, site), accuracy[model])
-        for number, summary in enumerate(summaries)
-        for site, accuracy in summary["accuracy_per_client"].items()
-        if model in accuracy
-    ]
+def training_cells(summaries: Sequence[Mapping[str, Any]], model: str) -> list[str]:
+    """Steps, passes and checkpoint of a method, means over runs; empty where nothing was
+    trained."""
+    found = [one["training"][model] for one in summaries if model in one.get("training", {})]
+    if not found:
+        return ["", "", ""]
+    steps, private, generated = (
+        float(np.mean([one[key] for one in found]))
+        for key in ("steps", "private_passes", "generated_passes")
+    )
+    checkpoints = " or ".join(sorted({one["checkpoint"] for one in found}))
+    return [f"{steps:.0f}", f"{private:.1f}, {generated:.1f}", checkpoints]
+
+
+def as_markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
 def main(argv: list[str]) -> int:

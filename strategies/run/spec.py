@@ -10,7 +10,8 @@ import pydantic
 from fedduet.conf.check import Section
 
 GUIDED, TUNED = "guided", "tuned"
-RIVALS = ("local", "dp_only", "zero_shot")  # of the registry of baselines
+# of the registry of baselines
+RIVALS = ("local", "dp_only", "zero_shot", "public", "llm_zero_shot")
 
 
 class GuidedTexts(Section):
