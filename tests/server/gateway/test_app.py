@@ -404,12 +404,12 @@ def test_buckets_fill_up_with_time():
 def test_a_deposit_is_settled_and_a_refusal_keeps_it():
     limit = RateLimit(3, 60, clock=lambda: 0.0)
     limit.settle("a", limit.deposit("a", 50), 20)  # 40 left
-    held = limit.deposit("a", 10)
+    held = limit.deposit("a", 30)
     with pytest.raises(Refused, match="60 tokens in a minute; try again in 5 s"):
         limit.settle("a", held, 45)
     with pytest.raises(Refused, match="may take 61 tokens; allowed: 60"):
         limit.settle("a", 0, 61)
-    limit.settle("a", limit.deposit("a", 0), 30)  # the ten are gone, and a third request is spent
+    limit.settle("a", limit.deposit("a", 0), 10)  # the thirty are gone, a third request is spent
     with pytest.raises(Refused, match="3 requests"):
         limit.deposit("a", 0)
 
