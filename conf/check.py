@@ -18,6 +18,11 @@ class RunFailed(RuntimeError):
     """A run that could not go on for a reason that its text says; not a defect of the program."""
 
 
+class Waiting(RunFailed):
+    """A run that stopped where something outside is missing (its LLM, say), and that goes on from
+    there, at no cost, when the same command is given again."""
+
+
 class Section(pydantic.BaseModel):
     """Base of every section: frozen, and unknown keys are errors. The sentence under a field is its
     description, for references and schemas."""

@@ -16,7 +16,7 @@ from fedduet.scripts.launching.environment import leave, prepare
 prepare()
 
 import hydra  # noqa: E402  (the environment must be set before Flower and torch are imported)
-from fedduet.conf.check import ConfigError, RunFailed, nearest  # noqa: E402
+from fedduet.conf.check import ConfigError, RunFailed, Waiting, nearest  # noqa: E402
 from fedduet.scripts.launching.words import check_words  # noqa: E402
 from fedduet.scripts.sweeping import plan as sweep  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
@@ -87,7 +87,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def main() -> int:
     """Exit code 0 only when what was asked was done; 2 for input that cannot work, 1 for a run that
-    failed."""
+    failed, 3 for one that waits for something outside and goes on with the same command."""
     arguments = sys.argv[1:]
     try:
         if arguments and arguments[0] in COMMANDS:
@@ -185,6 +185,10 @@ def _run_configuration(config: DictConfig) -> Any:
     try:
         command = shlex.join(["fedduet", *HydraConfig.get().overrides.task])
         accuracy = launch(conf.plain(config), command)["accuracy"]
+    except Waiting as missing:
+        print(f"waiting: {missing}", file=sys.stderr)
+        _exit_codes.append(3)
+        return None
     except (ConfigError, RunFailed) as problem:
         print(f"error: {problem}", file=sys.stderr)
         _exit_codes.append(2 if isinstance(problem, ConfigError) else 1)

@@ -9,6 +9,7 @@ from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
+from fedduet.conf.check import ConfigError, Waiting
 from fedduet.server.cards import write_adapter_cards
 from fedduet.server.cloud import LLMCloud
 from fedduet.server.config import read_server
@@ -88,17 +89,22 @@ def conduct(
                 cloud.llm(), task, task_config, federation.kind, seed
             )
     run.event("start", strategy=spec.name, task=task_config.name, seed=seed, clients=list(names))
-    status = "failed"
+    status, why = "failed", {}
     try:
+        if cloud and (chosen.needs.guided or chosen.needs.tuned):
+            _check_llm(run, cloud)
         sites.gather(names)
         spec.run(moves, chosen.settings)
         status = "completed"
+    except Waiting as missing:
+        status, why = "waiting", {"reason": str(missing)}
+        raise
     finally:
-        run.event("end", status=status)
+        run.event("end", status=status, **why)
         about = {"task": task_config.name, "seed": seed, "rounds": chosen.rounds}
         about["llm"] = cloud.description if cloud else part.asked_llm
         about["metric"] = getattr(task_config, "metric", "accuracy")
-        summary = summarise(run, moves, spec, about, status)
+        summary = summarise(run, moves, spec, about, status) | why
         run.summary(summary)
         write_adapter_cards(run.path, summary)
         if cloud:
@@ -112,6 +118,23 @@ def public_texts(task: TaskConfig, seed: int) -> LabelledTexts | None:
     return found and LabelledTexts(
         [record.text for record in found.train], [record.label for record in found.train]
     )
+
+
+CHARGED = ("synthesize-*", "score-*")  # phases that sites charge
+
+
+def _check_llm(run: RunFolder, cloud: LLMCloud) -> None:
+    """The LLM answers before the first charge, or nothing is spent. Raises Waiting, and ConfigError
+    for one that cannot be loaded."""
+    if any(file for phase in CHARGED for file in (run.path / "checkpoint").glob(f"{phase}.json")):
+        return  # its phases may be done; if not, the next one says what is missing
+    spent = "nothing was spent"
+    try:
+        cloud.check_answers()
+    except Waiting as missing:
+        raise Waiting(f"{missing}; {spent}, the same command starts it again") from None
+    except ConfigError as problem:
+        raise ConfigError(f"{problem}; {spent}") from None
 
 
 def _run_id(path: Path) -> str:

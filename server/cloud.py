@@ -4,12 +4,13 @@ all sites."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from fedduet.conf.check import Waiting
 from fedduet.lm.progress import report
 from fedduet.lm.randomness import derive
-from fedduet.server.llm.base import LLM, Progress
+from fedduet.server.llm.base import LLM, ChatTurn, Progress, Request
 from fedduet.server.llm.config import LLMConfig
 from fedduet.server.llm.load import load_llm
 from fedduet.server.writing.augment import AugmentConfig, augment
@@ -20,6 +21,7 @@ from fedduet.tasks.builtin.standin import describe, resolve
 from fedduet.tasks.task import Task
 from fedduet.wire.messages import LabelledTexts
 
+T = TypeVar("T", bound=Mapping[str, Any])  # what there is for each site
 USAGE = {
     "requests": "requests",
     "errors": "failed",
@@ -108,6 +110,7 @@ class LLMCloud:
         """New labelled texts for every site's domain, after its demonstrations or (None) without
         any."""
         data: Texts = {}
+        counts = []
         sites = sorted(self._task.domains) if demonstrations is None else sorted(demonstrations)
         for site in sites:
             shown = (
@@ -126,6 +129,7 @@ class LLMCloud:
                 on_progress=self._progress(f"{phase} {site}"),
             )
             self.count(phase, site, result.counts)
+            counts.append(result.counts)
             soft = [list(item.soft_label) for item in result.items if item.soft_label is not None]
             data[site] = LabelledTexts(
                 [item.text for item in result.items],
@@ -133,7 +137,29 @@ class LLMCloud:
                 [item.weight for item in result.items],
                 soft if len(soft) == len(result.items) else [],
             )
-        return data
+        return self.something(phase, data, counts)
+
+    def check_answers(self) -> None:
+        """Raises ConfigError for an LLM that cannot be loaded, and Waiting for one that does not
+        answer a request of one token. A script answers what it has an answer to."""
+        if self._config.engine == "scripted":
+            return
+        llm, said = self.llm(), "Say yes."
+        asked = said if llm.form == "completion" else (ChatTurn("user", said),)
+        (answer,) = llm.generate([Request(asked, max_new_tokens=1)])
+        if answer.finish == "error":
+            raise Waiting(f"the LLM does not answer: {answer.error}")
+
+    def something(self, phase: str, texts: T, counts: Sequence[Mapping[str, int]]) -> T:
+        """`texts`, if there are any or no request for them failed. Raises Waiting for a phase that
+        got nothing from an LLM that did not answer: it must not be kept."""
+        failed = sum(count.get(USAGE["errors"], 0) for count in counts)
+        if failed and not any(map(len, texts.values())):
+            raise Waiting(
+                f"{phase}: the LLM gave no text, {failed} requests failed; what the sites released"
+                " is kept, the same command goes on from here and pays nothing again"
+            )
+        return texts
 
     def close(self) -> None:
         """Release the engine."""

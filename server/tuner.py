@@ -85,6 +85,7 @@ class LLMTuner:
         self, phase: str, demonstrations: Texts | None, adapter: str | None, per_label: int
     ) -> dict[str, list[dict[str, Any]]]:
         rows: dict[str, list[dict[str, Any]]] = {}
+        counts = []
         with self._using(adapter) as llm:
             for site in sorted(self._task.domains):
                 shown = (
@@ -105,8 +106,9 @@ class LLMTuner:
                     _progress(f"{phase} {site}"),
                 )
                 self._cloud.count(phase, site, result.counts)
+                counts.append(result.counts)
                 rows[site] = [asdict(one) for one in result.texts]
-        return rows
+        return self._cloud.something(phase, rows, counts)
 
     def agreement(self, texts: Texts) -> float | None:
         if self._task_config.source != "world":

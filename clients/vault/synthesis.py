@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedduet.clients.vault.config import GeneratorConfig
+from fedduet.conf.check import ConfigError
 from fedduet.lm.decoding.sample import sample_texts
 from fedduet.lm.dp.dpsgd import TrainReport, prepare_generator, train_generator
 from fedduet.lm.models.device import chosen_device
@@ -18,6 +19,16 @@ from fedduet.lm.text.rules import Rules, control_heads, filter_texts
 from fedduet.tasks.builtin.standin import resolve
 from fedduet.tasks.task import Record, Task
 from fedduet.wire.messages import LabelledTexts
+
+
+def check_loads(config: GeneratorConfig) -> None:
+    """Loads the generator's public start once, before anything is charged for it. Raises
+    ConfigError where it is not there, or is no model."""
+    path = resolve(config.path)
+    try:
+        load_causal_lm(path, tokenizer=load_tokenizer(path, generates=True))
+    except (OSError, ValueError, RuntimeError) as failure:
+        raise ConfigError(f"generator.path: {path} cannot be loaded: {failure}") from failure
 
 
 def write_demonstrations(

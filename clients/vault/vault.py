@@ -36,7 +36,7 @@ from fedduet.clients.vault.release.policy import PolicyError
 from fedduet.clients.vault.release.privacy_unit import owners_of
 from fedduet.clients.vault.release.releases import Releases, write_once
 from fedduet.clients.vault.slm import SLM
-from fedduet.clients.vault.synthesis import write_demonstrations
+from fedduet.clients.vault.synthesis import check_loads, write_demonstrations
 from fedduet.clients.vault.trainings import (
     batch_seed,
     count_training,
@@ -116,6 +116,11 @@ class Vault:
         """The number of units of the test split, public as n is."""
         return len(set(self._test_owners))
 
+    @cached_property
+    def _generator_loads(self) -> bool:
+        check_loads(self.config.generator)
+        return True
+
     @property
     def domain(self) -> str:
         """The public wording of the site's domain."""
@@ -137,6 +142,7 @@ class Vault:
             return earlier
         train = self._records.train
         rules.check_synthesize(self.config.policy, request, self._units, len(self.task.labels))
+        self._generator_loads  # noqa: B018  before anything is charged
         delta = rules.delta_for(self.config.policy, self._units, request.delta)
         ledger = self._ledger(delta)
         if self._generator.predicts:
