@@ -1,4 +1,4 @@
-"""Checks of the package laid out as a wheel has it: contracts of import-linter, and types that mypy
+"""Checks of the package laid out as a wheel has it: contracts of import-linter, and types that
 mypy sees (pyproject.toml holds both)."""
 
 from __future__ import annotations

@@ -261,9 +261,9 @@ class Evaluate:
 class Detail:
     """Counts behind a test accuracy, which only a simulated site gives.
 
-    `confusion` [K][K]: rows of each label by what they were taken for. `confidence`: of each of the
-    equally wide bins of the likeliest class's probability, its rows, those that were right, and the
-    sum of the probabilities. `auroc` of two labels, or None.
+    `confusion`, shape (K, K): rows of each label by what they were taken for. `confidence`: of each
+    of the equally wide bins of the likeliest class's probability, its rows, those that were right,
+    and the sum of the probabilities. `auroc` of two labels, or None.
     """
 
     confusion: list[list[int]]

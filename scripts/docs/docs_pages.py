@@ -4,6 +4,8 @@ their comments, code from docstrings."""
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,14 @@ CODE = {  # page: title and modules
     ),
     "messages": ("Messages", ["fedduet.wire.messages"]),
 }
+
+
+def on_startup(**_: Any) -> None:
+    """MkDocs' event: lay the package out as a wheel holds it, where mkdocs.yml has code read. It is
+    read without being run, so the path that fedduet/__init__.py extends would not be followed."""
+    place = ROOT / "build" / "docs"
+    shutil.rmtree(place, ignore_errors=True)
+    runpy.run_path(str(ROOT / ".ci" / "package.py"))["lay_out"](place)
 
 
 def on_files(files: Any, config: Any) -> Any:
