@@ -108,9 +108,7 @@ def test_an_exception_in_training_reaches_the_server_without_its_text(tell, monk
     monkeypatch.setattr(synthesis, "train_generator", crash)
     assert tell(pack(Introduce("i", "r"))) == Introduced("coffee", "coffee")
     answer = tell(pack(Synthesize("s", "r", 0, 1, 2, 8.0)))
-    assert answer == Refused(
-        "synthesize failed with ValueError; the site's failures.log says why", "error"
-    )
+    assert answer == Refused("synthesize failed; the site's failures.log says why", "error")
 
 
 def test_a_node_that_is_not_simulated_opens_nothing(overrides, tmp_path):

@@ -254,7 +254,7 @@ def test_only_training_records_reach_the_generator(site, seen):
     assert len(held) > 30 and not held & set(arguments[3])
     wordings = ("negative", "positive")
     assert arguments[2] == [
-        f"Product: coffee\nRating: {wordings[record.label]}\nReview: " for record in split.train
+        f"Texts about coffee\nLabel: {wordings[record.label]}\nText: " for record in split.train
     ]
 
 

@@ -4,6 +4,7 @@ will be refused."""
 import json
 
 import pytest
+from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.conf.check import ConfigError
 from fedduet.scripts.forecasting import pilot
 from fedduet.scripts.forecasting.forecast import forecast, main
@@ -82,9 +83,8 @@ def test_a_forecast_is_what_the_run_then_has(overrides, tmp_path, monkeypatch, c
             conf.compose([*asked, f"federation.state_folder={tmp_path}/run/sites"]), calibrate=False
         )
     # asking charged nothing
-    assert (
-        len((tmp_path / "run" / "sites" / "coffee" / "ledger.jsonl").read_text().splitlines()) == 2
-    )
+    ledger = Ledger(tmp_path / "run" / "sites" / "coffee" / "ledger.jsonl", 8.0, 1e-5)
+    assert len(ledger.entries()) == 2
 
 
 def test_a_run_by_private_prediction_is_forecast_and_says_what_ran(overrides):
