@@ -56,8 +56,8 @@ def fdkt(moves: Moves, config: FDKTConfig) -> Texts:
         everybody = config.share == "all"
         given = shared_by_all(data, moves.sites.domains) if everybody else data
         name = "fdkt" if round == config.rounds - 1 else f"fdkt-round-{round}"
-        options = {"weight": config.weight, "order": config.order}
-        moves.learn(name, given, **options, domain_first=everybody)
+        weight, order = config.weight, config.order
+        moves.learn(name, given, weight=weight, order=order, domain_first=everybody)
     run_baselines(moves, config)
     return kept
 

@@ -118,7 +118,7 @@ class Vault:
 
     @cached_property
     def _generator_loads(self) -> bool:
-        check_loads(self.config.generator)
+        check_loads(self._generator)
         return True
 
     @property

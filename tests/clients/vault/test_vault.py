@@ -9,11 +9,13 @@ import math
 import shutil
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fedduet.clients.vault import slm, synthesis
 from fedduet.clients.vault.budget.ledger import Ledger
+from fedduet.clients.vault.vault import Vault
 from fedduet.lm.dp.accounting import Event, compose
 from fedduet.tasks.data.load import load_client
 from fedduet.wire.messages import (
@@ -403,6 +405,13 @@ def test_what_the_policy_does_not_grant_is_refused_and_leaves_no_trace(
     assert isinstance(answer, Refused) and says in answer.reason and answer.kind == "policy"
     assert seen.generator == [] and seen.classifier == []
     assert not vault.config.folder.exists() or files(vault.config.folder) == []
+
+
+def test_a_site_without_a_generator_says_so_and_is_charged_nothing(site):
+    vault = Vault(replace(site().config, generator=None))
+    answer = vault.synthesize(ask())
+    assert isinstance(answer, Refused) and answer.kind == "policy"
+    assert "no DP generator" in answer.reason and ledger_of(vault).entries() == []
 
 
 def test_a_server_gets_so_many_measurements_and_no_more(site):
