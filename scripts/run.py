@@ -110,7 +110,7 @@ def main() -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except HydraException as problem:
-        print(f"error: {_advice(str(problem))}", file=sys.stderr)
+        print(f"error: {advice(str(problem))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
@@ -135,7 +135,7 @@ QUOTING = (
 )
 
 
-def _advice(problem: str) -> str:
+def advice(problem: str) -> str:
     """Hydra's complaint, with the nearest keys where a key is unknown."""
     first = problem.splitlines()[0]
     if parsed := re.match(r"(?:\w+Exception: |Error parsing override )(.*)", first):

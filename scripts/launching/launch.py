@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedduet.scripts.reporting.page import COMMAND
 from fedduet.scripts.reporting.search import keep_a_search
 from fedduet.scripts.reporting.terminal import Display
 from fedduet.server.app import build_app
-from fedduet.strategies.run.run_folder import write_atomically
+from fedduet.strategies.run.run_folder import Listener, write_atomically
 from fedduet.tasks.config import TaskConfig
 from fedduet.tasks.data.profile import profile
 
@@ -30,9 +30,11 @@ from fedduet import conf
 APP = Path(__file__).with_name("app")  # the pyproject.toml that Flower wants of a run
 
 
-def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+def launch(
+    config: dict[str, Any], command: str | None = None, listeners: Sequence[Listener] = ()
+) -> dict[str, Any]:
     """Run `config` to its end and return the summary. `command`: how a person asked for it, kept
-    for the report.
+    for the report; `listeners` hear every event.
 
     Raises ConfigError before any model is loaded; RuntimeError (or what stopped it) when the run
     did not complete.
@@ -49,7 +51,7 @@ def launch(config: dict[str, Any], command: str | None = None) -> dict[str, Any]
     )
     tracking = trackers.Tracking(trackers.sinks(run.tracking, folder), step=before)
     with Display(folder) as display, contextlib.closing(tracking):
-        server_app = build_app([display.event, tracking.event])
+        server_app = build_app([display.event, tracking.event, *listeners])
         try:
             run_apps(server_app, run.federation, run.plain, len(names))
         except KeyboardInterrupt:

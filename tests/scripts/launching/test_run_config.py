@@ -11,7 +11,7 @@ from fedduet.conf.sections import AskedPrivacy
 from fedduet.scripts.launching.launch import launch
 from fedduet.scripts.launching.preflight import preflight
 from fedduet.scripts.launching.run_config import read_run
-from fedduet.scripts.run import _advice
+from fedduet.scripts.run import advice
 from fedduet.server.config import read_server
 from hydra.errors import HydraException
 
@@ -109,7 +109,7 @@ def test_an_unknown_section_is_named(overrides):
 def test_odd_names_of_clients_are_quoted_and_the_error_says_how():
     with pytest.raises(HydraException) as found:
         conf.compose(["task.clients=[St. Mary,südklinik]"])
-    said = _advice(str(found.value))
+    said = advice(str(found.value))
     assert said.startswith("task.clients=[St. Mary,südklinik] cannot be read; ")
     example = said.partition("'")[2].rpartition("'")[0]  # as it says, so it works
     assert conf.compose([example])["task"]["clients"] == ["St. Mary", "südklinik"]
