@@ -111,15 +111,12 @@ def test_a_run_has_the_figures_of_the_command_and_tables_those_of_files(
     page = found._repr_html_()
     assert f"<td>{accuracy}</td></tr>" in page and '<th scope="col">tents</th>' in page
 
+    asked = {"test": frames[1], "client": "domain", "labels": LABELS, "overrides": rest}
+    kept = fedduet.run(frames[0].copy(), folder=tmp_path / "frame", on_event=heard.append, **asked)
+    assert kept.accuracy == wanted["accuracy"] and kept.epsilon == wanted["epsilon"]
+    assert "synthesize-0" in {one["phase"] for one in heard if one["event"] == "phase_reused"}
     with pytest.raises(fedduet.ConfigError, match=r"another configuration; .* task\.path"):
-        fedduet.run(  # other rows are another run
-            frames[0][1:],
-            test=frames[1],
-            client="domain",
-            labels=LABELS,
-            folder=tmp_path / "frame",
-            overrides=rest,
-        )
+        fedduet.run(frames[0][1:], folder=tmp_path / "frame", **asked)  # other rows, another run
 
 
 def test_an_override_wins_over_an_argument(rest, private_csv, tmp_path):
