@@ -3,12 +3,14 @@ cost."""
 
 import csv
 import math
+import time
 
 import numpy as np
 import pytest
 from fedduet.clients.vault import counting
 from fedduet.clients.vault.budget.ledger import Ledger
 from fedduet.clients.vault.counting import check_noise, noisy_count, right_by_unit
+from fedduet.clients.vault.trainings import told_seconds
 from fedduet.lm.dp.accounting import BudgetError, Event, compose
 from fedduet.lm.models.load import load_classifier, load_tokenizer
 from fedduet.lm.models.save import trainable_arrays
@@ -194,8 +196,10 @@ def test_a_real_site_tells_no_time_and_draws_its_own_batches(site, seen):
         assert secret.stat().st_mode & 0o777 == 0o600 and len(secret.read_bytes()) == 32
     assert len(set(seeds)) == 3 and seeds[0] == seeds[3]
     simulated = site("three", simulated=True)
-    learned, _ = simulated.learn(Learn("a", "r", "local", seed=7))
-    assert learned.seconds > 0 and not (simulated.config.folder / "batches.secret").exists()
+    assert isinstance(simulated.learn(Learn("a", "r", "local", seed=7))[0], Learned)
+    assert not (simulated.config.folder / "batches.secret").exists()
+    began = time.monotonic() - 5
+    assert told_seconds(simulated.config, began) >= 5 and told_seconds(vault.config, began) == 0
 
 
 def test_trainings_end_where_the_policy_says(site):
