@@ -145,7 +145,7 @@ class LLMCloud:
         if self._config.engine == "scripted":
             return
         llm, said = self.llm(), "Say yes."
-        asked = said if llm.form == "completion" else (ChatTurn("user", said),)
+        asked = (ChatTurn("user", said),) if llm.form == "chat" else said
         (answer,) = llm.generate([Request(asked, max_new_tokens=1)])
         if answer.finish == "error":
             raise Waiting(f"the LLM does not answer: {answer.error}")

@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_run(overrides, tmp_path):
 
 def test_without_usable_answers_fdkt_equals_local_and_says_so(overrides, tmp_path):
     script = tmp_path / "nothing.yaml"
-    script.write_text('answers: {"no prompt holds this": "x"}\n')
+    script.write_text('answers: {"Text:": "x"}\n')  # an answer, but no text worth learning from
     summary = run(
         overrides,
         f"llm.script={script}",
@@ -114,6 +114,20 @@ def test_without_usable_answers_fdkt_equals_local_and_says_so(overrides, tmp_pat
         if entry["event"] == "warning"
     ]
     assert len([text for text in warnings if "no usable text" in text]) == 2
+
+
+def test_an_llm_that_goes_on_with_lists_runs_whole(overrides, tiny_model):
+    summary = run(
+        overrides,
+        "llm=transformers",
+        f"llm.path={tiny_model}",
+        "llm.form=list",
+        "strategy.augment.max_new_tokens=12",
+        "strategy.augment.max_rounds=1",
+        "strategy.baselines={dp_only: false, zero_shot: false, fedavg: false, pooled: false}",
+    )
+    assert summary["status"] == "completed" and summary["llm"]["errors"] == 0
+    assert summary["llm"]["new_tokens"] > 0
 
 
 def test_a_site_that_cannot_write_its_ledger_releases_nothing_and_the_others_go_on(

@@ -107,7 +107,7 @@ def test_every_solution_of_every_wave_is_drawn_with_a_seed_of_its_own():
     _, writer = sample(
         Baseline("llm", "majority", True), ["7", "8"] * 6, samples=6, llm_token_budget=100
     )
-    assert len(writer.asks) > 2 and len(writer.asks[0]) == 1
+    assert len(writer.asks) > 1 and len(writer.asks[0]) == 1
     drawn = [ask.seed for wave in writer.asks for ask in wave]
     assert drawn == [derive(3, "sample", number) for number in range(6)]
 
