@@ -118,7 +118,7 @@ def test_without_usable_answers_fdkt_equals_local_and_says_so(overrides, tmp_pat
 
 def test_an_llm_that_goes_on_with_lists_runs_whole(overrides, tiny_model):
     summary = run(
-        overrides,
+        [entry for entry in overrides if not entry.startswith("llm")],
         "llm=transformers",
         f"llm.path={tiny_model}",
         "llm.form=list",
