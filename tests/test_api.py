@@ -190,6 +190,6 @@ def test_the_notebook_runs_in_order(tmp_path, monkeypatch):
             assert cell["outputs"] == [] and cell["execution_count"] is None
             exec(compile("".join(cell["source"]), "first-steps.ipynb", "exec"), names)
     result = names["result"]
-    assert result.summary["clients"] == 2 and result.accuracy.keys() == {"local", "fdkt"}
+    assert result.summary["clients"] == 2 and result.accuracy.keys() >= {"local", "fdkt"}
     assert all(0 < value <= 4 for value in result.epsilon.values())
     assert result.folder == Path(os.path.realpath(tmp_path)) / "runs" / "first-steps"
